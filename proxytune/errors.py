@@ -1,0 +1,65 @@
+"""One tree of errors that are the user's to mend. Each is one line, says what was given and what to do, and has an
+exit code of its own kind. Anything else that is raised is a bug of ours and keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ProxytuneError(Exception):
+    """An error to be told in one line: `what` happened, and what to do about it (`hint`)."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = ""):
+        self.what, self.hint = " ".join(what.split()), " ".join(hint.split())
+        super().__init__(f"{self.what} ({self.hint})" if self.hint else self.what)
+
+
+class SettingsError(ProxytuneError):
+    """A key, value or name in the configuration that does not exist or does not hold."""
+
+    exit_code = 2
+
+
+class DataError(ProxytuneError):
+    """Rows or prompts that are missing, broken or empty."""
+
+    exit_code = 3
+
+
+class ModelError(ProxytuneError):
+    """A model or tokenizer that is missing, broken or cannot be reached."""
+
+    exit_code = 4
+
+
+class TrioError(ProxytuneError):
+    """Base, expert and anti that do not belong together."""
+
+    exit_code = 5
+
+
+class RegistryError(ProxytuneError):
+    """An expert that is not registered, or a registry entry that is damaged."""
+
+    exit_code = 6
+
+
+class StorageError(ProxytuneError):
+    """The disk is full, or a file cannot be written or is damaged."""
+
+    exit_code = 7
+
+
+INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A hint naming the closest known words, or all of them where none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(given, known, n=2, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(word) for word in close) + "?"
+    return "known: " + ", ".join(known) if known else "there is none yet"

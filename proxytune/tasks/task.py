@@ -1,0 +1,55 @@
+"""What a task is: rows to train on and to hold out, how to ask, where to stop, how to score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SPLITS = ("train", "validation", "test")
+
+# A row is in one of TRL's two prompt-completion forms, with an id of its own:
+#   {"id": str, "prompt": str, "completion": str}
+#   {"id": str, "prompt": [{"role", "content"}, ...], "completion": [{"role": "assistant", "content"}]}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HubData:
+    """Where the public rows lie on the Hugging Face hub and how one of them becomes a `Row`.
+
+    splits maps ours to slices in `datasets` syntax, for instance {"train": "train[:95%]", ...}. `to_row` returns None
+    for a row that this task cannot use.
+    """
+
+    path: str
+    splits: Mapping[str, str]
+    to_row: Callable[[Mapping[str, Any]], Row | None]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named task. `score(reference, output)` is in 0..1, higher is better, and is averaged over rows.
+
+    `builtin()` returns all splits without a network. `metrics` maps each metric's name to its scorer; the first one is
+    the task's own metric, the one that tables and alpha selection use.
+    """
+
+    name: str
+    summary: str
+    builtin: Callable[[], dict[str, list[Row]]]
+    hub: HubData
+    metrics: Mapping[str, Callable[[str, str], float]]
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def metric_name(self) -> str:
+        return next(iter(self.metrics))
+
+
+def text_of(turns: str | list[Mapping[str, str]]) -> str:
+    """The plain text of a prompt or completion: itself, or the contents of its messages, a blank line apart."""
+    return turns if isinstance(turns, str) else "\n\n".join(turn["content"] for turn in turns)
