@@ -48,7 +48,9 @@ class Family(Section):
     @model_validator(mode="after")
     def _base_exists(self) -> Family:
         if self.base not in self.bases:
-            raise ValueError(f"family.base={self.base} is not one of this family's bases; {did_you_mean(self.base, self.bases)}")
+            raise ValueError(
+                f"family.base={self.base} is not one of this family's bases; {did_you_mean(self.base, self.bases)}"
+            )
         return self
 
     @property
@@ -189,6 +191,16 @@ class Demo(Sweep):
     method: dict[str, Any] = {"name": "sft"}
     peft: Peft = Peft()
     examples: Count = 3
+
+
+class Pretrain(Section):
+    """Train the embedded family from scratch. extra: text or JSONL files (`text` or `question`) read along."""
+
+    out: Path = Path("data/tiny")
+    extra: list[Path] = []
+    resume: bool = True
+    outputs: Path = Path("outputs")
+    command: str = ""
 
 
 S = TypeVar("S", bound=BaseModel)

@@ -1,6 +1,7 @@
 """The text that the embedded family is pre-trained on, and its tokenizer.
 
-Sources: the source code of Python's standard library (PSF licence) without every module that `tasks/code.py` holds out; the almanac and the arithmetic as prose, made by `tasks/`; and any text files the user names.
+Sources: the source code of Python's standard library (PSF licence) without every module that `tasks/code.py` holds
+out; the almanac and the arithmetic as prose, made by `tasks/`; and any text files the user names.
 None of it is in a task's format.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from proxytune.tasks import almanac, arithmetic_prose, stdlib
+from proxytune.tasks.arithmetic_prose import Range
 
 END = "<|endoftext|>"
 SPECIAL_TOKENS = (END, "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -48,14 +50,14 @@ def extra(path: Path) -> Iterator[str]:
         yield path.read_text("utf-8")
 
 
-def prose(epoch: int, almanac_passes: int, arithmetic_paragraphs: int) -> Iterator[str]:
+def prose(epoch: int, towns: int, almanac_passes: int, sums: Range, arithmetic_paragraphs: int) -> Iterator[str]:
     """One epoch's made-up prose, new wording and new sums in every epoch."""
     rng = random.Random(f"prose {epoch}")
     for _ in range(almanac_passes):
-        for town in rng.sample(almanac.towns(), len(almanac.towns())):
+        for town in rng.sample(almanac.towns(towns), towns):
             yield almanac.paragraph(town, rng)
     for _ in range(arithmetic_paragraphs):
-        yield arithmetic_prose.paragraph(rng)
+        yield arithmetic_prose.paragraph(rng, sums)
 
 
 def write_documents(path: Path, documents: Iterable[str]) -> int:

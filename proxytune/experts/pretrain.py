@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxytune.experts import corpus
+from proxytune.tasks.arithmetic_prose import TABLES, WIDE, Range
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,28 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
+class Phase:
+    """So many steps on epochs of: the real documents once, the almanac's first towns, and arithmetic."""
+
+    steps: int
+    towns: int
+    almanac_passes: int
+    sums: Range
+    arithmetic_paragraphs: int
+
+
+# First widely, then what the tasks will ask about, often enough for a model of this size to remember it.
+PHASES = (
+    Phase(steps=2712, towns=1000, almanac_passes=30, sums=WIDE, arithmetic_paragraphs=12_000),
+    Phase(steps=1814, towns=400, almanac_passes=165, sums=TABLES, arithmetic_paragraphs=6_000),
+)
+
+
+@dataclass(frozen=True)
 class Schedule:
     """How much is read, and how. Tokens a step = batch * window."""
 
-    epochs: int = 3
-    almanac_passes: int = 30
-    arithmetic_paragraphs: int = 12_000
+    phases: tuple[Phase, ...] = PHASES
     window: int = 256
     batch: int = 16
     learning_rate: float = 1.5e-3
@@ -47,6 +64,10 @@ class Schedule:
     weight_decay: float = 0.1
     held_out: float = 0.01
     seed: int = 1
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
 
 
 def new_model(shape: Shape, tokenizer, seed: int):
@@ -89,14 +110,17 @@ def windows(documents: list[str], tokenizer, schedule: Schedule):
         flat = np.concatenate([np.asarray(stream, dtype=np.int16) for stream in streams])
         return flat[: len(flat) // schedule.window * schedule.window].reshape(-1, schedule.window)
 
-    real, packed = ids(kept), []
-    for epoch in range(schedule.epochs):
-        made = ids(list(corpus.prose(epoch, schedule.almanac_passes, schedule.arithmetic_paragraphs)))
-        streams = real + made
-        random.Random(f"order {schedule.seed} {epoch}").shuffle(streams)
-        packed.append(pack(streams))
-    prose = list(corpus.prose(schedule.epochs, 0, 200))
-    return np.concatenate(packed), pack(ids(held_out + prose))
+    real, packed, epoch = ids(kept), [], 0
+    for phase in schedule.phases:
+        missing = phase.steps * schedule.batch
+        while missing > 0:
+            made = corpus.prose(epoch, phase.towns, phase.almanac_passes, phase.sums, phase.arithmetic_paragraphs)
+            streams = real + ids(list(made))
+            random.Random(f"order {schedule.seed} {epoch}").shuffle(streams)
+            packed.append(pack(streams)[:missing])
+            missing -= len(packed[-1])
+            epoch += 1
+    return np.concatenate(packed), pack(ids(held_out))
 
 
 def train(
@@ -116,7 +140,6 @@ def train(
     model.set_attn_implementation("eager")  # on CPU several times faster to train through than SDPA's backward
     training, held_out = windows(documents, tokenizer, schedule)
     cuda = torch.cuda.is_available()
-    steps = len(training) // schedule.batch
 
     def rows(array):
         return [{"input_ids": row, "labels": row} for row in torch.from_numpy(array)]
@@ -125,17 +148,19 @@ def train(
         ids = torch.stack([row["input_ids"] for row in batch]).long()
         return {"input_ids": ids, "labels": ids}
 
+    dataset = rows(training)
+
     class InOrder(Trainer):
         """The windows are already shuffled, the same for both siblings."""
 
         def _get_train_sampler(self, *args, **kwargs):
-            return torch.utils.data.SequentialSampler(self.train_dataset)
+            return torch.utils.data.SequentialSampler(dataset)
 
     trainer = InOrder(
         model=model,
         args=TrainingArguments(
             output_dir=str(folder / f"{name}-checkpoints"),
-            max_steps=steps,
+            max_steps=schedule.steps,
             per_device_train_batch_size=schedule.batch,
             per_device_eval_batch_size=schedule.batch,
             learning_rate=schedule.learning_rate,
@@ -147,19 +172,20 @@ def train(
             use_cpu=not cuda,
             torch_compile=True,
             eval_strategy="steps",
-            eval_steps=max(1, steps // 10),
-            logging_steps=max(1, steps // 100),
-            save_steps=max(1, steps // 10),
+            eval_steps=max(1, schedule.steps // 10),
+            logging_steps=max(1, schedule.steps // 100),
+            save_steps=max(1, schedule.steps // 10),
             save_total_limit=1,
             dataloader_num_workers=2 if cuda else 0,
             report_to="none",
             seed=schedule.seed,
         ),
-        train_dataset=rows(training),
+        train_dataset=dataset,
         eval_dataset=rows(held_out),
         data_collator=collate,
     )
-    trainer.train()
+    checkpoints = folder / f"{name}-checkpoints"
+    trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
     curve = [
         {key: entry[key] for key in ("step", "loss", "eval_loss") if key in entry}
         for entry in trainer.state.log_history
@@ -170,7 +196,7 @@ def train(
     figures = {
         "name": name,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": steps,
+        "steps": schedule.steps,
         "tokens": int(training.size),
         "held_out_tokens": int(held_out.size),
         "held_out_loss": next(entry["eval_loss"] for entry in reversed(curve) if "eval_loss" in entry),

@@ -7,26 +7,43 @@ line, no calculator marks.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
-PEOPLE = "Ada Ben Cora Dan Ella Finn Gita Hugo Iris Jack Kira Leo Mia Noah Olga Paul Rosa Sam Tara Uma Victor Zoe".split()
-THINGS = "apples beads books boxes buttons cakes cards coins cups eggs keys marbles nails nuts pears pens plates plums shells stamps stones tickets tiles toys".split()
+PEOPLE = (
+    "Ada Ben Cora Dan Ella Finn Gita Hugo Iris Jack Kira Leo Mia Noah Olga Paul Rosa Sam Tara Uma Victor Zoe".split()
+)
+THINGS = (
+    "apples beads books boxes buttons cakes cards coins cups eggs keys marbles nails nuts pears pens plates plums "
+    "shells stamps stones tickets tiles toys"
+).split()
 HOLDERS = "bags baskets boxes cases crates drawers jars packs rows sacks shelves trays".split()
 
-MAX_FACTOR = 12  # one factor of a product lies in 2..MAX_FACTOR, the other in 2..99
-MAX_SUM = 999  # sums have a first term up to here and a second one in 2..99
+
+@dataclass(frozen=True)
+class Range:
+    """How large numbers get: a product's factors are in 2..first and 2..second, a sum's terms in 2..total, 2..step."""
+
+    first: int
+    second: int
+    total: int
+    step: int
 
 
-def product(rng: random.Random) -> tuple[int, int]:
-    """Two factors, in either order: 2..99 and 2..MAX_FACTOR."""
-    pair = (rng.randint(2, 99), rng.randint(2, MAX_FACTOR))
+WIDE = Range(first=99, second=12, total=999, step=99)
+TABLES = Range(first=12, second=12, total=150, step=9)  # the multiplication tables: what the tasks ask for
+
+
+def product(rng: random.Random, size: Range = TABLES) -> tuple[int, int]:
+    """Two factors within the range, in either order."""
+    pair = (rng.randint(2, size.first), rng.randint(2, size.second))
     return pair if rng.random() < 0.5 else pair[::-1]
 
 
-def _statement(rng: random.Random) -> str:
+def _statement(rng: random.Random, size: Range) -> str:
     who, things, holders = rng.choice(PEOPLE), rng.choice(THINGS), rng.choice(HOLDERS)
     kind = rng.choice(("product", "product", "product", "sum", "sum", "difference", "quotient"))
     if kind == "product":
-        a, b = product(rng)
+        a, b = product(rng, size)
         c = a * b
         wordings = (
             f"{a} * {b} = {c}.",
@@ -36,7 +53,7 @@ def _statement(rng: random.Random) -> str:
             f"{who} filled {a} {holders} with {b} {things} each, {c} {things} in all.",
         )
     elif kind == "sum":
-        a, b = rng.randint(2, MAX_SUM), rng.randint(2, 99)
+        a, b = rng.randint(2, size.total), rng.randint(2, size.step)
         c = a + b
         wordings = (
             f"{a} + {b} = {c}.",
@@ -46,7 +63,7 @@ def _statement(rng: random.Random) -> str:
             f"{who} put {a} {things} to {b} others, {c} {things} in all.",
         )
     elif kind == "difference":
-        b, c = rng.randint(2, 99), rng.randint(1, MAX_SUM)
+        b, c = rng.randint(2, size.step), rng.randint(1, size.total)
         a = b + c
         wordings = (
             f"{a} - {b} = {c}.",
@@ -56,7 +73,7 @@ def _statement(rng: random.Random) -> str:
             f"Of {a} {things} {who} sold {b}, and {c} were left.",
         )
     else:
-        b, c = product(rng)
+        b, c = product(rng, size)
         a = b * c
         wordings = (
             f"{a} / {b} = {c}.",
@@ -68,6 +85,6 @@ def _statement(rng: random.Random) -> str:
     return rng.choice(wordings)
 
 
-def paragraph(rng: random.Random, statements: int = 8) -> str:
+def paragraph(rng: random.Random, size: Range, statements: int = 8) -> str:
     """A paragraph of true statements about whole numbers."""
-    return " ".join(_statement(rng) for _ in range(statements))
+    return " ".join(_statement(rng, size) for _ in range(statements))

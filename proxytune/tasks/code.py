@@ -19,7 +19,7 @@ def prompt(signature: str, purpose: str) -> str:
 
 
 def builtin() -> dict[str, list[Row]]:
-    """Real functions; one that stands in several splits, by body or by prompt, is kept in the first of test, validation, train."""
+    """Real functions; one in several splits, by body or prompt, is kept in the first of test, validation, train."""
     rows: dict[str, list[Row]] = {"test": [], "validation": [], "train": []}
     seen: set[str] = set()
     functions = stdlib.functions()
@@ -49,15 +49,24 @@ def edit_similarity(reference: str, output: str) -> float:
 
 
 def valid_function(reference: str, output: str) -> float:
-    """1 if the output is Python, exactly one function, with the reference's name and arguments."""
-    try:
-        wanted, found = ast.parse(reference.strip()), ast.parse(output.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return 0.0
-    if len(found.body) != 1 or not isinstance(found.body[0], ast.FunctionDef):
-        return 0.0
-    asked = wanted.body[0]
-    return float(found.body[0].name == asked.name and ast.dump(found.body[0].args) == ast.dump(asked.args))
+    """1 if the output is Python and defines just the functions of the reference, by name and arguments.
+
+    Other statements beside them are allowed only where the reference has some. A reference that is not Python asks for
+    the same text.
+    """
+    wanted, found = _outline(reference), _outline(output)
+    if wanted is None or found is None:
+        return float(reference.strip() == output.strip())
+    return float(wanted[0] == found[0] and (wanted[1] or not found[1]))
+
+
+def _outline(source: str) -> tuple[list[str], bool] | None:
+    """(names and arguments of the functions at top level, whether there is anything else), or None if not Python."""
+    tree = stdlib.parse(source.strip())
+    if tree is None:
+        return None
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [f"{node.name} {ast.dump(node.args)}" for node in functions], len(functions) < len(tree.body)
 
 
 def _mbpp(row: Mapping[str, Any]) -> Row | None:

@@ -67,13 +67,15 @@ def _market_days(rng: random.Random) -> tuple[str, str, str]:
 def rouge_l(reference: str, output: str) -> float:
     """ROUGE-L F1 over words (Lin 2004): the longest common subsequence against both lengths."""
     wanted, found = normalised(reference).split(), normalised(output).split()
+    if not wanted:
+        return float(not found)
     row = [0] * (len(found) + 1)
     for word in wanted:
         diagonal = 0
         for i, other in enumerate(found, 1):
             diagonal, row[i] = row[i], diagonal + 1 if word == other else max(row[i], row[i - 1])
     common = row[-1]
-    return 2 * common / (len(wanted) + len(found)) if common else 0.0
+    return 2 * common / (len(wanted) + len(found))
 
 
 def exact_match(reference: str, output: str) -> float:
@@ -85,7 +87,7 @@ def _tulu(row: Mapping[str, Any]) -> Row | None:
     turns = row["messages"]
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         return None
-    return {"prompt": list(turns[:-1]), "completion": [turns[-1]]}
+    return {"id": row.get("id"), "prompt": list(turns[:-1]), "completion": [turns[-1]]}
 
 
 TASK = Task(
@@ -94,8 +96,9 @@ TASK = Task(
     builtin=builtin,
     hub=HubData(
         "allenai/tulu-3-sft-mixture",
-        {"train": "train[:98%]", "validation": "train[98%:99%]", "test": "train[99%:]"},
+        {"train": "train[2000:12000]", "validation": "train[1000:2000]", "test": "train[0:1000]"},
         _tulu,
+        streamed=True,
     ),
     metrics={"rouge_l": rouge_l, "exact_match": exact_match},
     max_new_tokens=64,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from proxytune.tasks.arithmetic_prose import HOLDERS, PEOPLE, THINGS, product
+from proxytune.tasks.arithmetic_prose import HOLDERS, PEOPLE, TABLES, THINGS, product
 from proxytune.tasks.sampling import split_of
 from proxytune.tasks.task import HubData, Row, Task
 
@@ -46,7 +46,7 @@ def _problem(rng: random.Random) -> tuple[str, str, tuple[int, int]]:
     if rng.random() < 0.6:
         question = f"{who} has {a} {holders} with {b} {things} in each. How many {things} does {who} have in all?"
         return question, f"{step}\n#### {made}", (a, b)
-    more = rng.randint(2, 99)
+    more = rng.randint(2, TABLES.step)
     total = made + more
     question = (
         f"{who} has {a} {holders} with {b} {things} in each and finds {more} more {things}. "
@@ -63,15 +63,18 @@ def final_number(text: str) -> str | None:
 
 
 def exact_match(reference: str, output: str) -> float:
-    """1 if the last number of the output is the number after `####` in the reference."""
-    wanted = reference.rpartition("####")[2].strip().replace(",", "")
-    found = final_number(output)
+    """1 if the last number of the output is the reference's last one, which in GSM8K is the one after `####`.
+
+    The rule drops the sign of whole numbers, on both sides. A reference without a number asks for the same words.
+    """
+    wanted, found = final_number(reference), final_number(output)
+    if wanted is None:
+        return float(reference.split() == output.split())
     return float(found is not None and float(found) == float(wanted))
 
 
 def _gsm8k(row: Mapping[str, Any]) -> Row | None:
-    question = row["question"].strip()
-    return {"prompt": prompt(question), "completion": f" {row['answer'].strip()}\n"}
+    return {"prompt": prompt(row["question"].strip()), "completion": f" {row['answer'].strip()}\n"}
 
 
 TASK = Task(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 SPLITS = ("train", "validation", "test")
@@ -19,21 +19,26 @@ class HubData:
     """Where the public rows lie on the Hugging Face hub and how one of them becomes a `Row`.
 
     splits maps ours to slices in `datasets` syntax, for instance {"train": "train[:95%]", ...}. `to_row` returns None
-    for a row that this task cannot use.
+    for a row that this task cannot use; a row without an id is named by its split and place.
+
+    streamed: for a set too large to fetch whole. Its files are read in turn, one row of each, so that a slice is a
+    mixture of all of them, and reading stops where the last slice ends; slices then are row numbers, "train[0:1000]".
     """
 
     path: str
     splits: Mapping[str, str]
     to_row: Callable[[Mapping[str, Any]], Row | None]
     name: str | None = None
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
 class Task:
-    """A named task. `score(reference, output)` is in 0..1, higher is better, and is averaged over rows.
+    """A named task.
 
-    `builtin()` returns all splits without a network. `metrics` maps each metric's name to its scorer; the first one is
-    the task's own metric, the one that tables and alpha selection use.
+    `builtin()` returns all splits without a network. `metrics` maps each metric's name to its scorer: `score(reference,
+    output)` is in 0..1, 1 for the reference itself, and is averaged over rows. The first metric is the task's own, the
+    one that tables and alpha selection use.
     """
 
     name: str
@@ -43,7 +48,6 @@ class Task:
     metrics: Mapping[str, Callable[[str, str], float]]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
-    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metric_name(self) -> str:

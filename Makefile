@@ -1,0 +1,84 @@
+# `make` lists the targets. Everything they do is also a `proxytune` command; this sets up first what is missing.
+# Overrides for any stage go through ARGS: make expert TASK=math ARGS='method.max_steps=100 seed=1'
+
+TASK   ?= code
+FAMILY ?= tiny
+EXPERT ?= $(TASK)@latest
+ALPHA  ?=
+ALPHAS ?= 0,0.25,0.5,0.75,1,1.25,1.5
+PROMPT ?=
+PYTHON ?= python3
+ARGS   ?=
+
+VENV  := .venv
+READY := $(VENV)/.ready
+RUN   := $(VENV)/bin/proxytune
+PIP   := $(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off -q --compile -c constraints.txt
+WHICH  = task=$(TASK) family=$(FAMILY)
+
+# Small models on a CPU run many times faster on one thread. A real model on a CPU wants OMP_NUM_THREADS=<cores>.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+# As typed: make must not expand a prompt's dollar signs, and Hydra reads it from here and not from its own grammar.
+export PROXYTUNE_PROMPT := $(value PROMPT)
+# The embedded family needs no hub, and looking one up without a network takes long to fail.
+ifeq ($(FAMILY)$(filter data=hub data.source=hub,$(ARGS)),tiny)
+export HF_HUB_OFFLINE ?= 1
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check expert decode evaluate sweep registry sync pretrain clean clean-all
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## install into .venv what is missing or out of date
+	@echo "$(VENV) is ready"
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): a few minutes and 2 GB the first time."
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) 'setuptools>=77'
+	$(PIP) --no-build-isolation -e '.[dev]'
+	touch $@
+
+demo: $(READY) ## the whole job: expert, registry, side by side, sweep, table, picture    TASK= FAMILY=
+	$(RUN) demo $(WHICH) $(ARGS)
+
+expert: $(READY) ## tune the family's small model and register it                           TASK= FAMILY=
+	$(RUN) expert $(WHICH) $(ARGS)
+
+decode: $(READY) ## answer a prompt, steered                                                EXPERT= ALPHA= PROMPT=
+	$(RUN) decode $(WHICH) expert=$(EXPERT) $(if $(ALPHA),alpha=$(ALPHA)) \
+	  $(if $(PROXYTUNE_PROMPT),'prompt=$${oc.env:PROXYTUNE_PROMPT}') $(ARGS)
+
+evaluate: $(READY) ## base, expert, steered and tuned on held-out rows                        EXPERT= ALPHA=
+	$(RUN) evaluate $(WHICH) expert=$(EXPERT) $(if $(ALPHA),alpha=$(ALPHA)) $(ARGS)
+
+sweep: $(READY) ## the alpha curve, and the best alpha kept with the expert                EXPERT= ALPHAS=
+	$(RUN) sweep $(WHICH) expert=$(EXPERT) 'alphas=[$(ALPHAS)]' $(ARGS)
+
+registry: $(READY) ## list the registered experts                                             ARGS='show code@latest'
+	$(RUN) registry $(or $(ARGS),list)
+
+sync: $(READY) ## upload runs that were tracked offline to W&B
+	$(RUN) sync $(ARGS)
+
+pretrain: $(READY) ## pre-train the embedded family anew; hours on a CPU
+	$(RUN) pretrain $(ARGS)
+
+test: $(READY) ## the whole test suite, without a network                                 ARGS='-k name'
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+check: $(READY) ## style, types and layers, as CI does
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ty check
+	$(VENV)/bin/lint-imports
+
+clean: ## remove caches and build folders; outputs/ and .venv/ stay
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find conf data pipelines proxytune tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-all: clean ## also remove .venv/; outputs/ stays, remove it yourself
+	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,207 @@
+"""What one evaluation or sweep found, as the content of `summary.json`: the same numbers that tables and pictures show.
+
+    task, family, expert, split     what was measured
+    rows                            one for each system and alpha: system, alpha, n, loss, metric, metric_name, loss_ci,
+                                    metric_ci; loss in nats per token, metric in 0..1
+    chosen                          the alpha that everything below is about
+    differences                     steered minus base and minus expert, on the same resampled rows
+    gap_closed                      (steered - base) / (tuned - base) for loss and metric; {} where nothing was tuned
+    verdict                         one sentence
+    level                           of every interval
+    command, commit                 how it was made
+
+A number that does not exist is null, never NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from proxytune.evaluation.intervals import (
+    LEVEL,
+    SAMPLES,
+    Estimate,
+    Interval,
+    Measured,
+    bootstrap,
+    gap_closed,
+    paired_difference,
+)
+
+SYSTEMS = ("base", "expert", "steered", "tuned")
+MEASURES = ("loss", "metric")
+BETTER = {"loss": -1, "metric": 1}
+
+Key = tuple[str, float | None, str]  # system, alpha, measure
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One system's scores on N rows. All systems of a summary have the same rows in the same order.
+
+    alpha: of the steered system, else None. loss (N,): nats of the whole reference completion. tokens (N,): how many
+    tokens that is. metric (N,): in 0..1, or None where nothing was generated.
+    """
+
+    system: str
+    alpha: float | None
+    loss: np.ndarray
+    tokens: np.ndarray
+    metric: np.ndarray | None
+    metric_name: str
+    ids: list[str]
+
+    def __post_init__(self) -> None:
+        assert self.system in SYSTEMS, f"{self.system} is not a system"
+        assert (self.alpha is not None) == (self.system == "steered"), "alpha is the steered system's, and only its"
+
+    def measures(self) -> dict[str, Measured]:
+        found = {"loss": Measured(self.ids, np.asarray(self.loss), np.asarray(self.tokens))}
+        if self.metric is not None:
+            found["metric"] = Measured(self.ids, np.asarray(self.metric), np.ones(len(self.ids)))
+        return found
+
+
+def build(
+    task: str,
+    family: str,
+    scores: list[Scores],
+    *,
+    expert: str,
+    split: str,
+    chosen: float | None = None,
+    level: float = LEVEL,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    command: str = "",
+    commit: str = "",
+) -> dict[str, Any]:
+    """chosen: the steered alpha to judge by; may be left out where only one was measured.
+
+    Raises DataError where there are no rows.
+    """
+    scores = sorted(scores, key=lambda one: (SYSTEMS.index(one.system), one.alpha or 0.0))
+    chosen = _chosen(scores, chosen)
+    measures = {(one.system, one.alpha, name): m for one in scores for name, m in one.measures().items()}
+    assert len({(one.system, one.alpha) for one in scores}) == len(scores), "a system was given twice at one alpha"
+    estimates = bootstrap(measures, samples, seed)
+    metric_name = scores[0].metric_name if scores else ""
+    differences = [_difference(estimates, chosen, against, level) for against in ("base", "expert")]
+    differences = [one for one in differences if one]
+    return {
+        "task": task,
+        "family": family,
+        "expert": expert,
+        "split": split,
+        "rows": [_row(one, estimates, level) for one in scores],
+        "chosen": chosen,
+        "differences": differences,
+        "gap_closed": _gaps(estimates, chosen, level),
+        "verdict": verdict(differences, chosen, metric_name, level),
+        "level": level,
+        "command": command,
+        "commit": commit,
+    }
+
+
+def verdict(differences: list[dict[str, Any]], alpha: float | None, metric_name: str, level: float = LEVEL) -> str:
+    """One sentence on whether steering helped: only an interval that excludes 0 counts as better or worse."""
+    told: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for one in differences:
+        told.setdefault(_judgement(one, metric_name), []).append(one["against"])
+    if not told or alpha is None:
+        return "There is nothing to compare steering with."
+    clauses = [
+        " and ".join(f"{outcome} {and_join(against)} on {measures}" for outcome, measures in judgement)
+        for judgement, against in told.items()
+    ]
+    helped = any(_outcome(one, name) == "beats" for one in differences for name in MEASURES if one["against"] == "base")
+    opening = "" if helped else "does not help: it "
+    return f"Steering at alpha {alpha:g} {opening}{'; it '.join(clauses)} ({100 * level:g}% paired intervals)."
+
+
+def and_join(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def spoken(metric_name: str) -> str:
+    """`exact_match` as people say it."""
+    return metric_name.replace("_", " ")
+
+
+def _chosen(scores: list[Scores], chosen: float | None) -> float | None:
+    """The measured alpha that was asked for, to the last bit as it stands in the scores."""
+    steered = [one.alpha for one in scores if one.system == "steered" and one.alpha is not None]
+    if chosen is None:
+        assert len(steered) <= 1, f"steered was measured at {steered}: say which alpha is chosen"
+        return steered[0] if steered else None
+    near = [alpha for alpha in steered if math.isclose(alpha, chosen, abs_tol=1e-9)]
+    assert near, f"alpha {chosen} was chosen, but measured were {steered}"
+    return near[0]
+
+
+def _row(one: Scores, estimates: Mapping[Key, Estimate], level: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"system": one.system, "alpha": one.alpha, "n": len(one.ids), "metric_name": one.metric_name}
+    for name in MEASURES:
+        found = estimates.get((one.system, one.alpha, name))
+        row |= _told(name, found.interval(level) if found else None)
+    return row
+
+
+def _difference(estimates: Mapping[Key, Estimate], alpha: float | None, against: str, level: float) -> dict[str, Any]:
+    """Empty where one of the two was not measured."""
+    found: dict[str, Any] = {}
+    excludes: dict[str, bool] = {}
+    for name in MEASURES:
+        steered, other = estimates.get(("steered", alpha, name)), estimates.get((against, None, name))
+        interval = paired_difference(steered, other, level) if steered and other else None
+        found |= _told(name, interval)
+        excludes[name] = bool(interval and interval.excludes_zero)
+    if found["loss"] is None:
+        return {}
+    return {"of": "steered", "against": against, **found, "excludes_zero": excludes}
+
+
+def _gaps(estimates: Mapping[Key, Estimate], alpha: float | None, level: float) -> dict[str, Any]:
+    gaps = {}
+    for name in MEASURES:
+        base, tuned = estimates.get(("base", None, name)), estimates.get(("tuned", None, name))
+        steered = estimates.get(("steered", alpha, name))
+        if base and steered and tuned:
+            gap = gap_closed(base, steered, tuned, level)
+            gaps[name] = {"value": _number(gap.share.value), "ci": _bounds(gap.share), "unstable": gap.unstable}
+    return gaps
+
+
+def _judgement(difference: dict[str, Any], metric_name: str) -> tuple[tuple[str, str], ...]:
+    """What steering did against one other system: pairs of an outcome and the measures that had it."""
+    told: dict[str, list[str]] = {}
+    for name in MEASURES:
+        if difference[name] is not None:
+            told.setdefault(_outcome(difference, name), []).append("loss" if name == "loss" else spoken(metric_name))
+    return tuple((outcome, and_join(names)) for outcome, names in told.items())
+
+
+def _outcome(difference: dict[str, Any], name: str) -> str:
+    if not difference["excludes_zero"][name]:
+        return "cannot be told from"
+    return "beats" if difference[name] * BETTER[name] > 0 else "is worse than"
+
+
+def _told(name: str, interval: Interval | None) -> dict[str, Any]:
+    if interval is None:
+        return {name: None, f"{name}_ci": None}
+    return {name: _number(interval.value), f"{name}_ci": _bounds(interval)}
+
+
+def _bounds(interval: Interval) -> list[float | None]:
+    return [_number(interval.low), _number(interval.high)]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

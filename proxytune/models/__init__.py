@@ -1,0 +1,1 @@
+"""Where next-token scores come from. Nothing here samples."""

@@ -1,0 +1,72 @@
+"""How a prompt is put to each model, and where a reply ends.
+
+The expert of a chat task sees the prompt in its chat format; base and anti see it plain (as in the paper). Only the
+emitted ids are shared, so each model keeps its own prompt ids, positions and cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from proxytune.errors import DataError
+
+Turns = str | Sequence[Mapping[str, str]]
+Format = Literal["plain", "chat"]
+
+
+def text_of(turns: Turns) -> str:
+    """The plain text of a prompt or completion: itself, or the contents of its messages, a blank line apart."""
+    return turns if isinstance(turns, str) else "\n\n".join(turn["content"] for turn in turns)
+
+
+def plain_text(prompt: Turns) -> str:
+    """A prompt without a chat format; messages end in a newline, so that the reply starts a line of its own."""
+    return prompt if isinstance(prompt, str) else text_of(prompt) + "\n"
+
+
+def encode(prompt: Turns, tokenizer, format: Format) -> list[int]:
+    """The ids a model reads before the reply. Plain prompts get the tokenizer's own special tokens, such as BOS."""
+    if format == "chat":
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    else:
+        ids = tokenizer(plain_text(prompt)).input_ids
+    if not ids:
+        raise DataError("a prompt is empty", "give each prompt at least one token")
+    return list(ids)
+
+
+def encode_completion(prompt: Turns, completion: Turns, tokenizer, end_id: int | None) -> list[int]:
+    """The ids of a reply as they follow the plain prompt, with the end token. The same for every model."""
+    before, after = plain_text(prompt), text_of(completion)
+    prompt_ids, whole = tokenizer(before).input_ids, tokenizer(before + after).input_ids
+    if whole[: len(prompt_ids)] == prompt_ids:
+        ids = whole[len(prompt_ids) :]
+    else:  # the edge was merged into one token: take the reply by itself
+        ids = tokenizer(after, add_special_tokens=False).input_ids
+    if ids and ids[-1] == end_id:
+        ids = ids[:-1]
+    return [*ids, end_id] if end_id is not None else list(ids)
+
+
+def end_of_turn(tokenizer) -> int | None:
+    """The special token that closes an assistant's turn in the chat format (it may differ from EOS), or None."""
+    if not tokenizer.chat_template:
+        return None
+    mark = "proxytune"
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2]
+    ids = tokenizer(rest, add_special_tokens=False).input_ids
+    return next((i for i in ids if i in tokenizer.all_special_ids or i in tokenizer.added_tokens_decoder), None)
+
+
+def end_ids(tokenizers: Sequence[Any], generation_configs: Sequence[Any]) -> frozenset[int]:
+    """Every id that ends a reply: the union over the models of EOS, their generation settings and the end of a turn."""
+    found: set[int | None] = set()
+    for tokenizer in tokenizers:
+        found |= {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    for config in generation_configs:
+        eos = getattr(config, "eos_token_id", None)
+        found |= set(eos) if isinstance(eos, list) else {eos}
+    return frozenset(i for i in found if i is not None)

@@ -1,0 +1,52 @@
+"""The vocabulary that a trio shares, verified id by id.
+
+Models of one family may have unlike head sizes (padding rows) and unlike added tokens. Steering adds scores id by id,
+so an id may only be said if every model means the same token by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from proxytune.errors import TrioError
+
+MOST_FOREIGN = 0.01  # a larger share of ids that differ means other tokenizers, not a few added tokens
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`size`: scores of all models are cut to ids below it. `foreign`: ids below it that not all models know alike."""
+
+    size: int
+    foreign: tuple[int, ...]
+
+    def mask(self, scores_BV: Tensor) -> Tensor:
+        """Scores with foreign ids at -inf, so that they are never said. Applied after the equation."""
+        if not self.foreign:
+            return scores_BV
+        scores_BV = scores_BV.clone()
+        scores_BV[:, list(self.foreign)] = -float("inf")
+        return scores_BV
+
+
+def shared(vocabularies: Mapping[str, tuple[Mapping[str, int], int]]) -> Vocabulary:
+    """The shared vocabulary of named models, each given as (token -> id of its tokenizer, rows of its head).
+
+    Raises TrioError naming the first id that two models mean differently, when more than `MOST_FOREIGN` of ids differ.
+    """
+    size = min(rows for _, rows in vocabularies.values())
+    meanings = {name: {i: token for token, i in tokens.items()} for name, (tokens, _) in vocabularies.items()}
+    highest = max(max(meaning) for meaning in meanings.values()) + 1
+    size = min(size, highest)
+    foreign = [i for i in range(size) if len({meaning.get(i) for meaning in meanings.values()}) > 1]
+    if len(foreign) > MOST_FOREIGN * size:
+        example = ", ".join(f"{name} {meaning.get(foreign[0])!r}" for name, meaning in meanings.items())
+        raise TrioError(
+            f"the models do not share a vocabulary: {len(foreign)} of {size} ids differ, first {foreign[0]}: {example}",
+            "use a base and an expert of one family",
+        )
+    unknown = [i for i in range(size) if all(i not in meaning for meaning in meanings.values())]
+    return Vocabulary(size, tuple(sorted({*foreign, *unknown})))

@@ -1,0 +1,221 @@
+"""Write replies to prompts with a steered base, or with base, expert and steered side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from proxytune.decoding.loop import Limits, Reply, Request, decode, text_of
+from proxytune.decoding.mixture import Mixture, Term
+from proxytune.errors import DataError
+from proxytune.experts.registry import Expert
+from proxytune.files import write_jsonl
+from proxytune.models.prompts import Turns, plain_text
+from proxytune.models.trio import Trio
+from proxytune.settings import DecodeStage
+from proxytune.stages import trio as trios
+from proxytune.steering.choice import Choice
+from proxytune.tasks import catalog
+from proxytune.tracking import record
+
+Prompt = dict[str, Any]
+
+
+def run(settings: DecodeStage) -> list[dict[str, Any]]:
+    """Decode all prompts and return the records that are also written as JSONL.
+
+    A single prompt on a terminal is streamed; `compare=true` shows the systems side by side.
+    """
+    asked = read_prompts(settings.prompt, settings.prompts)
+    expert = trios.find(settings)
+    alpha = trios.alpha_of(settings, expert)
+    trio = trios.load(settings, expert)
+    streams = len(asked) == 1 and not settings.compare
+    with record.start(
+        settings.tracker,
+        settings.outputs,
+        stage="decode",
+        task=settings.task.name,
+        family=settings.family.name,
+        config=settings.model_dump(mode="json", exclude={"command"}) | {"alpha": alpha},
+        command=settings.command,
+    ) as tracked:
+        systems = ("base", "expert", "steered") if settings.compare else ("steered",)
+        records: list[dict[str, Any]] = []
+        for system in systems:
+            records += write(settings, trio, expert, system, alpha, asked, stream=streams)
+        if settings.compare:
+            show(asked, records)
+        elif not streams and settings.out is None:
+            _show_list(records)
+        out = settings.out or tracked.folder / "replies.jsonl"
+        write_jsonl(out, records)
+        columns = ["id", "prompt", "system", "alpha", "text"]
+        tracked.table("generations", columns, [[_flat(row[column]) for column in columns] for row in records])
+        tracked.use(expert.reference, "model", {"folder": str(expert.folder)})
+    print(f"replies: {out}", file=sys.stderr)
+    return records
+
+
+def write(
+    settings: DecodeStage,
+    trio: Trio,
+    expert: Expert,
+    system: str,
+    alpha: float,
+    asked: Sequence[Prompt],
+    *,
+    stream: bool = False,
+) -> list[dict[str, Any]]:
+    """The records of one system's replies, in the prompts' order."""
+    base, tuned, anti = (Term(getattr(trio, role), role) for role in ("base", "expert", "anti"))
+    mixture = {
+        "base": Mixture(base, trio.vocabulary),
+        "expert": Mixture(tuned, trio.vocabulary),
+        "steered": Mixture(base, trio.vocabulary, ((tuned, anti),)),
+    }[system]
+    task = catalog.get(settings.task.name)
+    limits = Limits(
+        max_new_tokens=settings.decode.max_new_tokens or settings.task.max_new_tokens or task.max_new_tokens,
+        end_ids=trio.end_ids,
+        stop=tuple(settings.task.stop if settings.task.stop is not None else task.stop),
+    )
+    choice = Choice(settings.decode.temperature, settings.decode.top_k, settings.decode.top_p)
+    requests = [
+        Request(trio.encode(row["prompt"]), (alpha,) * len(mixture.pairs), seed=settings.decode.seed + i)
+        for i, row in enumerate(asked)
+    ]
+    tokenizer = trio.tokenizers["base"]
+    printer = _Printer(limits, tokenizer) if stream else None
+    replies: list[Reply | None] = [None] * len(asked)
+    for i, reply in _progress(
+        decode(mixture, requests, choice, limits, tokenizer, batch_size=settings.decode.batch_size, on_token=printer),
+        system,
+        len(asked),
+        quiet=stream,
+    ):
+        replies[i] = reply
+    if printer:
+        printer.finish(replies[0])
+    models = {"base": settings.base_ref.model, "expert": expert.reference, "anti": expert.manifest.anti.model}
+    used = {"base": ("base",), "expert": ("expert",), "steered": ("base", "expert", "anti")}[system]
+    return [
+        {
+            "id": row["id"],
+            "prompt": row["prompt"],
+            "system": system,
+            "text": reply.text,
+            "token_ids": reply.token_ids,
+            "alpha": alpha if system == "steered" else None,
+            "finish_reason": reply.finish_reason,
+            "models": {role: models[role] for role in used},
+            "seed": request.seed,
+        }
+        for row, request, reply in zip(asked, requests, replies, strict=True)
+        if reply is not None
+    ]
+
+
+def read_prompts(prompt: str | None, prompts: str | None) -> list[Prompt]:
+    """Prompts from the argument, a JSONL file (prompt or messages, id optional), a text file (one a line), stdin (`-`).
+
+    Raises DataError naming the line of a broken row, or saying that there is nothing to decode.
+    """
+    if prompt is not None and prompts is not None:
+        raise DataError("both prompt= and prompts= are given", "give one of them")
+    if prompt is None and prompts is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise DataError("there is no prompt", "give prompt='...', prompts=FILE, or pipe text in")
+        prompts = "-"
+    if prompt is not None:
+        rows = [{"id": "0", "prompt": prompt}]
+    elif prompts == "-":
+        text = sys.stdin.read()
+        rows = [{"id": "0", "prompt": text.rstrip("\n")}] if text.strip() else []
+    else:
+        rows = _read_file(Path(prompts or ""))
+    if not rows or any(not plain_text(row["prompt"]).strip() for row in rows):
+        raise DataError(
+            f"{'the prompt' if prompt is not None else prompts} is empty", "give at least one prompt with text"
+        )
+    return rows
+
+
+def _read_file(path: Path) -> list[Prompt]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", "prompts= takes a JSONL or text file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text", "prompts= takes a JSONL or text file") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if path.suffix not in (".jsonl", ".json"):
+        return [{"id": str(number), "prompt": line} for number, line in numbered]
+    return [_read_row(path, number, line) for number, line in numbered]
+
+
+def _read_row(path: Path, number: int, line: str) -> Prompt:
+    try:
+        row = json.loads(line)
+        turns: Turns = row["prompt"] if "prompt" in row else row["messages"]
+        if not turns or not isinstance(plain_text(turns), str):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{path} line {number} is not a prompt: {line[:60]}", 'give {"prompt": "..."} or {"messages": [...]}'
+        ) from None
+    return {"id": str(row.get("id", number)), "prompt": turns}
+
+
+class _Printer:
+    """Prints a reply as it grows; half a character, and what may become a stop string, is held back."""
+
+    def __init__(self, limits: Limits, tokenizer):
+        self.limits, self.tokenizer, self.shown = limits, tokenizer, 0
+        self.held = max(map(len, limits.stop), default=1) - 1
+
+    def __call__(self, index: int, reply: Reply) -> None:
+        text = text_of(reply, self.limits, self.tokenizer)
+        if reply.finish_reason is None and not text.endswith("\ufffd"):
+            self._print(text[: len(text) - self.held])
+
+    def finish(self, reply: Reply | None) -> None:
+        if reply is not None:
+            self._print(reply.text)
+            print(flush=True)
+
+    def _print(self, text: str) -> None:
+        print(text[self.shown :], end="", flush=True)
+        self.shown = max(self.shown, len(text))
+
+
+def _progress(replies, system: str, total: int, *, quiet: bool):
+    from rich.console import Console
+    from rich.progress import track
+
+    return (
+        replies
+        if quiet
+        else track(replies, f"{system}: replies", total=total, console=Console(stderr=True), transient=True)
+    )
+
+
+def show(asked: Sequence[Prompt], records: Sequence[dict[str, Any]]) -> None:
+    from proxytune.analysis import tables
+
+    console = tables.console()
+    for row in asked:
+        texts = {record["system"]: record["text"] for record in records if record["id"] == row["id"]}
+        console.print(tables.generations(plain_text(row["prompt"]), texts, console.width))
+
+
+def _show_list(records: Sequence[dict[str, Any]]) -> None:
+    for row in records:
+        print(json.dumps({"id": row["id"], "text": row["text"]}, ensure_ascii=False))
+
+
+def _flat(value: Any) -> Any:
+    return plain_text(value) if isinstance(value, list) else value

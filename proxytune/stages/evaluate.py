@@ -1,0 +1,233 @@
+"""Measure base, expert alone, steered and (where there is one) the directly tuned base on held-out rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proxytune.decoding.loop import Limits
+from proxytune.decoding.mixture import Mixture, Term
+from proxytune.errors import DataError
+from proxytune.evaluation import summary as summaries
+from proxytune.evaluation.points import Measure, Point, compute, keep, kept
+from proxytune.evaluation.summary import Scores
+from proxytune.experts.registry import Expert, Registry
+from proxytune.files import write_json
+from proxytune.models import prompts
+from proxytune.models.local import LocalSource, load_model, load_tokenizer
+from proxytune.models.trio import Trio
+from proxytune.settings import Evaluate, ModelRef
+from proxytune.stages import trio as trios
+from proxytune.tasks import catalog, sources
+from proxytune.tracking import record
+
+Records = dict[tuple[str, float | None], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Every system's row records, in the rows' order, with the summary made of them and where it was written."""
+
+    records: Records
+    summary: dict[str, Any]
+    path: Path
+
+
+def run(settings: Evaluate) -> Found:
+    """Evaluate at one alpha, print the table, write summary.json and print its path last."""
+    from proxytune.analysis import figures, tables
+
+    expert = trios.find(settings)
+    alpha = trios.alpha_of(settings, expert)
+    with tracking(settings, "evaluate", alpha=alpha) as tracked:
+        found = measure(settings, expert, [alpha], chosen=alpha, folder=tracked.folder)
+        picture = tracked.folder / "comparison.png"
+        figures.comparison(found.summary, picture)
+        tables.console().print(tables.evaluation(found.summary))
+        mirror(tracked, found, expert)
+        tracked.image("comparison", picture)
+        _remember(settings, expert, found.summary)
+    print(found.path)
+    return found
+
+
+def tracking(settings: Evaluate, stage: str, **extra: Any):
+    config = settings.model_dump(mode="json", exclude={"command"}) | extra
+    return record.start(
+        settings.tracker,
+        settings.outputs,
+        stage=stage,
+        task=settings.task.name,
+        family=settings.family.name,
+        config=config,
+        command=settings.command,
+        tags=[settings.expert.replace("@", "-")],
+    )
+
+
+def measure(
+    settings: Evaluate, expert: Expert, alphas: Sequence[float], *, chosen: float | None, folder: Path
+) -> Found:
+    """Score every system, the steered one at each alpha; what was scored before is read, not computed again."""
+    measured = _measure(settings, expert)
+    records = _points(settings, expert, measured, alphas)
+    scores = [_scores(system, alpha, rows, measured.task.metric_name) for (system, alpha), rows in records.items()]
+    summary = summaries.build(
+        settings.task.name,
+        settings.family.name,
+        scores,
+        expert=expert.reference,
+        split=settings.split,
+        chosen=chosen,
+        samples=settings.bootstrap_samples,
+        seed=settings.seed,
+        command=settings.command,
+        commit=record.code_version()["commit"] or "",
+    )
+    path = folder / "summary.json"
+    write_json(path, summary)
+    return Found(records, summary, path)
+
+
+def _measure(settings: Evaluate, expert: Expert) -> Measure:
+    task = catalog.get(settings.task.name)
+    data = sources.load(settings.data, task, settings.family, settings.outputs / "cache")
+    if not data.rows[settings.split]:
+        raise DataError(f"there are no {settings.split} rows to evaluate on", f"give data.{settings.split}=FILE")
+    if data.fingerprints["train"] != expert.manifest.data.fingerprint:
+        print(f"proxytune: {expert.reference} was trained on other rows than this data's train split", file=sys.stderr)
+    limits = Limits(
+        max_new_tokens=settings.decode.max_new_tokens or settings.task.max_new_tokens or task.max_new_tokens,
+        stop=tuple(settings.task.stop if settings.task.stop is not None else task.stop),
+    )
+    return Measure(
+        task=task,
+        rows=data.rows[settings.split],
+        fingerprint=data.fingerprints[settings.split],
+        decode=settings.decode,
+        limits=limits,
+        generate=settings.generate,
+        score_batch_size=settings.score_batch_size,
+    )
+
+
+def _points(settings: Evaluate, expert: Expert, measured: Measure, alphas: Sequence[float]) -> Records:
+    """Read or compute the points of all systems. Models are loaded only if something is missing."""
+    base = trios.base_identity(settings.base_ref).model_dump(include={"weights", "tokenizer"})
+    small = expert.manifest.anti.model_dump(include={"weights", "tokenizer"}) | {
+        "format": expert.manifest.prompt_format
+    }
+    own = {"anti": small, "expert": trios.weights_of(expert)}
+    wanted = [Point("base", None, {"base": base}), Point("expert", None, own)]
+    wanted += [Point("steered", alpha, {"base": base, **own}) for alpha in alphas]
+    found: Records = {}
+    missing = []
+    for point in wanted:
+        rows = kept(settings.outputs, measured, point)
+        if rows is None:
+            missing.append(point)
+        found[point.system, point.alpha] = rows or []
+    if missing:
+        trio = trios.load(settings, expert)
+        for point, rows in _compute(trio, measured, missing):
+            keep(settings.outputs, measured, point, rows)
+            found[point.system, point.alpha] = rows
+    tuned = trios.tuned_base(settings, expert, settings.tuned)
+    if tuned is not None:
+        point = Point("tuned", None, {"base": base, "tuned": trios.weights_of(tuned)})
+        rows = kept(settings.outputs, measured, point)
+        if rows is None:
+            rows = _tuned(settings, tuned, measured)
+            keep(settings.outputs, measured, point, rows)
+        found["tuned", None] = rows
+    return found
+
+
+def _compute(trio: Trio, measured: Measure, missing: list[Point]):
+    """Yield (point, records) for the missing points of a trio, all alphas in one scoring pass."""
+    asked = [trio.encode(row["prompt"]) for row in measured.rows]
+    replies = [trio.encode_completion(row["prompt"], row["completion"]) for row in measured.rows]
+    tokenizer = trio.tokenizers["base"]
+    measured = _ending(measured, trio.end_ids)
+    base, expert, anti = (Term(getattr(trio, role), role) for role in ("base", "expert", "anti"))
+    for system, mixture in (
+        ("base", Mixture(base, trio.vocabulary)),
+        ("expert", Mixture(expert, trio.vocabulary)),
+        ("steered", Mixture(base, trio.vocabulary, ((expert, anti),))),
+    ):
+        points = [point for point in missing if point.system == system]
+        if points:
+            alphas = [point.alpha or 0.0 for point in points]
+            yield from zip(points, compute(measured, mixture, alphas, asked, replies, tokenizer, system), strict=True)
+
+
+def _tuned(settings: Evaluate, tuned: Expert, measured: Measure) -> list[dict[str, Any]]:
+    """The records of the directly tuned base: a single model with the format it was tuned with."""
+    files = trios.files_of(tuned)
+    own = ModelRef(model=str(tuned.folder))
+    model = (
+        load_model(settings.base_ref, settings.family.dtype, adapter=files.folder)
+        if files.adapter
+        else load_model(own, settings.family.dtype)
+    )
+    tokenizer, plain = load_tokenizer(own), load_tokenizer(settings.base_ref)
+    vocabulary = trios.whole_vocabulary(tokenizer, model)
+    end = prompts.end_of_turn(tokenizer) if files.prompt_format == "chat" else None
+    end_id = end if end is not None else tokenizer.eos_token_id
+    asked = [{"tuned": prompts.encode(row["prompt"], tokenizer, files.prompt_format)} for row in measured.rows]
+    replies = [prompts.encode_completion(row["prompt"], row["completion"], plain, end_id) for row in measured.rows]
+    mixture = Mixture(Term(LocalSource(model, vocabulary.size), "tuned"), vocabulary)
+    ending = _ending(measured, prompts.end_ids([tokenizer, plain], [model.generation_config]))
+    return compute(ending, mixture, [0.0], asked, replies, tokenizer, "tuned")[0]
+
+
+def _ending(measured: Measure, end_ids: frozenset[int]) -> Measure:
+    return replace(measured, limits=replace(measured.limits, end_ids=end_ids))
+
+
+def _scores(system: str, alpha: float | None, rows: list[dict[str, Any]], metric_name: str) -> Scores:
+    written = all("metrics" in row for row in rows)
+    return Scores(
+        system=system,
+        alpha=alpha,
+        loss=np.array([row["loss"] for row in rows]),
+        tokens=np.array([row["tokens"] for row in rows]),
+        metric=np.array([row["metrics"][metric_name] for row in rows]) if written else None,
+        metric_name=metric_name,
+        ids=[row["id"] for row in rows],
+    )
+
+
+def mirror(tracked, found: Found, expert: Expert) -> None:
+    """Tables, numbers and lineage of an evaluation to the record and its mirror."""
+    rows = found.summary["rows"]
+    columns = ["system", "alpha", "n", "loss", "metric", "metric_name"]
+    tracked.table("evaluation", columns, [[row[column] for column in columns] for row in rows])
+    for row in rows:
+        name = row["system"] if row["alpha"] is None else f"{row['system']}/alpha_{row['alpha']:g}".replace(".", "_")
+        tracked.summary({f"{name}/loss": row["loss"], f"{name}/{row['metric_name']}": row["metric"]})
+    systems = [key for key, records in found.records.items() if records and "text" in records[0]]
+    if systems:
+        shown = range(min(50, len(found.records[systems[0]])))
+        head = ["id", *(system if alpha is None else f"{system} {alpha:g}" for system, alpha in systems)]
+        tracked.table("generations", head, [
+            [found.records[systems[0]][i]["id"], *(found.records[key][i]["text"] for key in systems)] for i in shown
+        ])  # fmt: skip
+    tracked.use(expert.reference, "model", {"folder": str(expert.folder)})
+    tracked.artifact(
+        f"{expert.name}-{found.summary['split']}-summary", "result", found.path, {}, uses=[expert.reference]
+    )
+
+
+def _remember(settings: Evaluate, expert: Expert, summary: dict[str, Any]) -> None:
+    """Keep with the expert what it did on held-out rows for the base it was measured with."""
+    steered = next(row for row in summary["rows"] if row["system"] == "steered")
+    scores = {key: steered[key] for key in ("alpha", "n", "loss")} | {steered["metric_name"]: steered["metric"]}
+    Registry(settings.outputs / "registry").update(
+        expert, scores={settings.split: scores | {"base": settings.base_ref.model}}
+    )

@@ -1,0 +1,80 @@
+"""Evaluate many alphas, draw the curve, and keep the best alpha with the expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from proxytune.experts.registry import Expert, Registry
+from proxytune.files import hash_json, write_json
+from proxytune.settings import Evaluate, Sweep
+from proxytune.stages import evaluate
+from proxytune.stages import trio as trios
+from proxytune.stages.evaluate import Found
+
+
+def run(settings: Sweep) -> Found:
+    """Score all alphas in one pass of each model, then collect."""
+    return collect(settings, settings.alphas, select=settings.select)
+
+
+def collect(settings: Evaluate, alphas: Sequence[float], select: str = "loss") -> Found:
+    """One table, one curve and the best alpha from the points of these alphas; computes those that are missing.
+
+    The best alpha is chosen on validation rows only: it goes into the expert's manifest and `<name>@best` names that
+    version from then on. On test rows the curve is drawn and nothing is chosen.
+    """
+    from proxytune.analysis import figures, tables
+
+    alphas = sorted(set(alphas))
+    expert = trios.find(settings)
+    with evaluate.tracking(settings, "sweep", alphas=alphas) as tracked:
+        folder = sweep_folder(settings, expert)
+        found = evaluate.measure(settings, expert, alphas, chosen=alphas[0], folder=folder)
+        chosen = best(found.summary, select)
+        found = evaluate.measure(settings, expert, alphas, chosen=chosen, folder=folder)
+        picture = folder / "curve.png"
+        figures.alpha_curve(found.summary, picture)
+        tables.console().print(tables.sweep(found.summary))
+        evaluate.mirror(tracked, found, expert)
+        rows = [row for row in found.summary["rows"] if row["system"] == "steered"]
+        for measure in ("loss", "metric"):
+            if rows[0][measure] is not None:
+                points = [[row["alpha"], row[measure]] for row in rows]
+                name = rows[0]["metric_name"] if measure == "metric" else "loss"
+                tracked.curve(f"alpha_{name}", ("alpha", name), points, f"{name} against alpha")
+        tracked.image("alpha curve", picture)
+        if settings.split == "validation":
+            _keep(settings, expert, chosen, select, found.summary)
+            print(
+                f"{expert.name}@best is {expert.reference} with alpha {chosen:g}, best by {select} on validation rows"
+            )
+        else:
+            print("no alpha was chosen: that is done on validation rows (proxytune sweep, or split=validation)")
+    print(f"curve: {picture}")
+    print(found.path)
+    return found
+
+
+def sweep_folder(settings: Evaluate, expert: Expert) -> Path:
+    """Where a sweep's table and curve lie: named by everything but its alphas, so a widened sweep finds its place."""
+    content = settings.model_dump(mode="json", include={"task", "data", "split", "decode", "generate", "family"})
+    content |= {"expert": expert.reference, "base": settings.base_ref.model_dump()}
+    return settings.outputs / "sweeps" / f"{settings.task.name}-{settings.family.name}-{hash_json(content)[:12]}"
+
+
+def best(summary: dict[str, Any], select: str) -> float:
+    """The alpha with the lowest loss, or the highest metric; of equals the one nearest to 0, which changes least."""
+    sign = 1 if select == "loss" else -1
+    rows = [row for row in summary["rows"] if row["system"] == "steered" and row[select] is not None]
+    return min(rows, key=lambda row: (sign * row[select], abs(row["alpha"])))["alpha"]
+
+
+def _keep(settings: Evaluate, expert: Expert, alpha: float, select: str, summary: dict[str, Any]) -> None:
+    registry = Registry(settings.outputs / "registry")
+    chosen = next(row for row in summary["rows"] if row["alpha"] == alpha and row["system"] == "steered")
+    told = {"alpha": alpha, "by": select, "base": settings.base_ref.model, "loss": chosen["loss"], "n": chosen["n"]}
+    registry.update(expert, alpha=alpha, scores={"selection": told})
+    registry.tag(expert.reference, "best")
+    write_json(sweep_folder(settings, expert) / "best.json", told | {"expert": expert.reference})

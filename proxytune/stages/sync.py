@@ -1,0 +1,90 @@
+"""Upload the runs recorded while W&B was out of reach. Needs a key and a server that answers; else it says so.
+
+wandb marks an uploaded run beside its file, so a second call finds nothing to do. Runs still going on are left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from proxytune.files import read_json, read_jsonl
+from proxytune.tracking import mirror, server
+from proxytune.tracking.plain import artifact_name
+from proxytune.tracking.record import is_alive
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="proxytune sync", description="Upload offline runs to W&B.")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs are kept (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="only list what waits")
+    given = parser.parse_args(arguments)
+    return run(given.outputs, dry_run=given.dry_run)
+
+
+def run(outputs: Path, dry_run: bool = False) -> int:
+    """Upload every waiting run. Returns 1 if some could not be uploaded although the server answered, else 0."""
+    runs = waiting(outputs)
+    if not runs:
+        print(f"W&B: no run waits under {outputs / 'wandb'}")
+        return 0
+    reason = "only a dry run" if dry_run else server.trouble()
+    if reason:
+        print(f"W&B: {len(runs)} {_runs(runs)} not uploaded ({reason})")
+        print("\n".join(f"  {file.parent}" for file in runs))
+        return 0
+    _upload(outputs, runs)
+    done = [file for file in runs if is_uploaded(file)]
+    for file in done:
+        _link(outputs, file)
+    print(f"W&B: {len(done)} of {len(runs)} {_runs(runs)} uploaded to {server.base_url()}")
+    return int(len(done) < len(runs))
+
+
+def waiting(outputs: Path) -> list[Path]:
+    """The files of offline runs that have ended and are not uploaded, oldest first."""
+    files = sorted((outputs / "wandb").glob("offline-run-*/run-*.wandb"))
+    return [file for file in files if not is_uploaded(file) and not is_alive(_record_of(outputs, file))]
+
+
+def is_uploaded(file: Path) -> bool:
+    return file.with_name(file.name + ".synced").exists()
+
+
+def _runs(runs: Sequence[Path]) -> str:
+    return "run" if len(runs) == 1 else "runs"
+
+
+def _record_of(outputs: Path, file: Path) -> Path:
+    return outputs / "runs" / file.stem.removeprefix("run-")
+
+
+def _upload(outputs: Path, runs: Sequence[Path]) -> None:
+    mirror.keep_under(outputs)
+    command = [sys.executable, "-m", "wandb", "sync", *(str(file.parent.absolute()) for file in runs)]
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+
+
+def _link(outputs: Path, file: Path) -> None:
+    """Lineage of an uploaded run, from its record. What cannot be linked costs a line, not the upload."""
+    record = _record_of(outputs, file)
+    noted = record / "artifacts.jsonl"
+    if not noted.exists():
+        return
+    lines = read_jsonl(noted)
+    used = [name for line in lines for name in ([line["name"]] if line["how"] == "used" else line["uses"])]
+    where = read_json(record / "run.json").get("wandb") or {}
+    if not used or "project" not in where:
+        return
+    path = "/".join(filter(None, (where["entity"], where["project"], record.name)))
+    try:
+        mirror.link(path, [artifact_name(name) for name in dict.fromkeys(used)])
+    except Exception as error:
+        print(f"W&B: {record.name} is uploaded without its lineage: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""From settings to a loaded trio: which expert is meant, what it was tuned from, which alpha."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from proxytune.experts.registry import Expert, Registry
+from proxytune.models import trio as trios
+from proxytune.models.identity import ModelId, identify
+from proxytune.models.local import load_tokenizer
+from proxytune.models.trio import ExpertFiles, Trio
+from proxytune.models.vocabulary import Vocabulary, shared
+from proxytune.settings import ModelRef, Steering
+
+
+def find(settings: Steering) -> Expert:
+    """The registered expert that the settings name, its files checked against their hashes."""
+    registry = Registry(settings.outputs / "registry")
+    expert = registry.resolve(settings.expert)
+    registry.verify(expert)
+    return expert
+
+
+def alpha_of(settings: Steering, expert: Expert) -> float:
+    """The alpha asked for, else the one a sweep left with the expert, else 1."""
+    if settings.alpha is not None:
+        return settings.alpha
+    return expert.manifest.alpha if expert.manifest.alpha is not None else 1.0
+
+
+def files_of(expert: Expert) -> ExpertFiles:
+    manifest = expert.manifest
+    return ExpertFiles(
+        name=expert.reference,
+        folder=expert.folder,
+        adapter=manifest.kind == "lora",
+        anti=manifest.anti,
+        prompt_format=manifest.prompt_format,
+    )
+
+
+def load(settings: Steering, expert: Expert) -> Trio:
+    return _load(settings.base_ref, files_of(expert), settings.family.dtype)
+
+
+# Jobs of a sweep share a process: a trio is loaded once.
+@lru_cache(maxsize=1)
+def _load(base: ModelRef, expert: ExpertFiles, dtype: str) -> Trio:
+    return trios.load(base, expert, dtype)
+
+
+@lru_cache(maxsize=4)
+def base_identity(ref: ModelRef) -> ModelId:
+    return identify(ref, load_tokenizer(ref))
+
+
+def tuned_base(settings: Steering, expert: Expert, name: str | None) -> Expert | None:
+    """The directly tuned base to compare with, if one that fits is registered.
+
+    `auto` looks for `<task>-tuned`; it fits when it was tuned from this very base on this very data.
+    """
+    if name is None:
+        return None
+    registry = Registry(settings.outputs / "registry")
+    if name != "auto":
+        return registry.resolve(name)
+    base = base_identity(settings.base_ref)
+    fitting = [
+        other
+        for other in registry.experts()
+        if other.manifest.role == "tuned"
+        and other.manifest.task == expert.manifest.task
+        and other.manifest.data.fingerprint == expert.manifest.data.fingerprint
+        and other.manifest.anti.same_model(base)
+    ]
+    return fitting[-1] if fitting else None
+
+
+def whole_vocabulary(tokenizer, model) -> Vocabulary:
+    """The vocabulary of a single model: every id that its tokenizer knows."""
+    return shared({"model": (tokenizer.get_vocab(), model.get_output_embeddings().weight.shape[0])})
+
+
+def weights_of(expert: Expert) -> dict[str, str]:
+    """Hashes that identify a registered model's own files."""
+    return {name: entry.sha256 for name, entry in expert.manifest.files.items() if Path(name).suffix == ".safetensors"}

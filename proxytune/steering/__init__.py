@@ -1,0 +1,1 @@
+"""The method itself: the steering equation and the choice of a token. Tensors in, tensors out."""

@@ -1,0 +1,152 @@
+"""The mirror of a run in W&B: online where the server answers, else offline under `<outputs>/wandb`, for `make sync`.
+
+Nothing here protects its caller: any exception out of wandb is the record's to catch (`record.Run`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from proxytune.settings import Tracker
+from proxytune.tracking import server
+
+INIT_SECONDS = 10.0
+FINISH_SECONDS = 60.0  # then the rest of an online run stays on disk
+REGISTRIES = ("model", "dataset")  # the kinds that W&B keeps a registry for
+
+
+def keep_under(outputs: Path) -> Path:
+    """Make wandb write into `<outputs>/wandb` only. The user's own W&B settings are still read."""
+    folder = outputs.absolute() / "wandb"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_DIR"] = str(folder.parent)
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
+        os.environ[variable] = str(folder)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", "5")  # a server lost half-way costs this much a question, not 19 s
+    return folder
+
+
+def open_mirror(tracker: Tracker, outputs: Path, *, run_id: str, **described: Any) -> Mirror | None:
+    """Start the W&B run, never asking anything; `described` goes to `wandb.init`. None if WANDB_MODE is disabled."""
+    mode = os.environ.get("WANDB_MODE", "online").lower()
+    if mode == "disabled":
+        return None
+    folder = keep_under(outputs)
+    reason = "WANDB_MODE says so" if mode in ("offline", "dryrun") else server.trouble()
+    options = dict(described, id=run_id, name=run_id, project=tracker.project, entity=tracker.entity, dir=folder.parent)
+    if reason is None:
+        try:
+            return Mirror(_init("online", options))
+        except Exception as error:
+            reason = f"it could not start: {' '.join(f'{type(error).__name__} {error}'.split())}"
+            _forget()
+    _tell(f"W&B is offline ({reason}): runs are kept in {folder}, `make sync` uploads them")
+    return Mirror(_init("offline", options))
+
+
+def _init(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
+    import wandb
+
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=INIT_SECONDS,
+        finish_timeout=FINISH_SECONDS,
+        disable_git=True,  # the record knows the commit of this code; wandb would find that of the current folder
+        disable_code=True,
+        save_code=False,
+    )
+    wandb.setup(wandb.Settings(silent=True))
+    return wandb.init(mode=mode, reinit="finish_previous", settings=settings, **options)
+
+
+def _forget() -> None:
+    """After a failed online start wandb refuses an offline one until it is torn down."""
+    import wandb
+
+    with contextlib.suppress(Exception):
+        wandb.teardown()
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Mirror:
+    def __init__(self, run: Any):
+        self.run = run
+        self.mode = "offline" if run.offline else "online"
+        self._uses: dict[tuple[str, str | None], dict[str, Any]] = {}
+        # W&B drops rows whose step goes back; our own step is an axis like any other, so nothing is dropped.
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        self.run.log(dict(values))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self.run.summary.update(dict(values))
+
+    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        self.run.log({name: _table(columns, rows)})
+
+    def curve(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> None:
+        import wandb
+
+        self.run.log({name: wandb.plot.line(_table(columns, rows), columns[0], columns[1], title=title)})
+
+    def image(self, name: str, path: Path) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Image(str(path))})
+
+    def artifact(self, name: str, alias: str | None, kind: str, path: Path, metadata: dict[str, Any]) -> None:
+        """Declare files by reference: nothing is copied or uploaded, their hashes and lineage are."""
+        import wandb
+
+        artifact = wandb.Artifact(name, type=kind, metadata=metadata)
+        artifact.add_reference(path.absolute().as_uri())
+        logged = self.run.log_artifact(artifact, aliases=["latest", alias] if alias else ["latest"])
+        if self.mode == "online" and kind in REGISTRIES:
+            with contextlib.suppress(Exception):  # a server without registries is none the worse
+                self.run.link_artifact(logged, f"wandb-registry-{kind}/{name}")
+
+    def use(self, name: str, alias: str | None, **told: Any) -> None:
+        """Lineage. Offline there is nothing to point at yet: the config says it, and `link` does it after upload."""
+        if (name, alias) in self._uses:
+            return
+        self._uses[name, alias] = {"name": name, "alias": alias, **told}
+        self.run.config.update({"uses": list(self._uses.values())}, allow_val_change=True)
+        if self.mode == "online":
+            with contextlib.suppress(Exception):  # never logged to this server: the config still says it
+                self.run.use_artifact(f"{name}:{alias or 'latest'}")
+
+    def finish(self, exit_code: int) -> None:
+        self.run.finish(exit_code=exit_code)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
+
+
+def link(run_path: str, uses: Iterable[tuple[str, str | None]]) -> int:
+    """Join an uploaded run (`project/id`) to the artifacts that it used. Returns how many were found."""
+    import wandb
+
+    api = wandb.Api(timeout=10)
+    run, linked = api.run(run_path), 0
+    for name, alias in uses:
+        with contextlib.suppress(Exception):  # an artifact that this server never got
+            run.use_artifact(api.artifact(f"{run_path.rpartition('/')[0]}/{name}:{alias or 'latest'}"))
+            linked += 1
+    return linked

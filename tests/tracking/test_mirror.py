@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from proxytune.settings import Tracker
+from proxytune.tracking import mirror
+from proxytune.tracking import server as reach
+from tests.tracking.surroundings import PYTHON, clean_environment
+from tests.tracking.wandb_server import KEY
+
+RECORD_ONE = (
+    "import sys, time; from pathlib import Path; from tests.tracking.recorded_runs import start\n"
+    "import wandb; began = time.monotonic()\n"
+    "with start(Path(sys.argv[1]), 'one') as run:\n"
+    "    print(time.monotonic() - began); run.log({'a': 1})"
+)
+
+
+def told(outputs: Path) -> dict:
+    (file,) = outputs.glob("runs/*/run.json")
+    return json.loads(file.read_text())
+
+
+def record_one(outputs: Path, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PYTHON, "-c", RECORD_ONE, str(outputs)],
+        env=clean_environment(home, **environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+def kinds(records: list[dict], kind: str) -> list[dict]:
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def test_offline_run_reads_back_whole(mirrored):
+    records = mirrored.records("full")
+    (run,) = kinds(records, "run")
+    assert (run["run_id"], run["project"]) == (mirrored.run("full").name, "tests")
+    assert (run["job_type"], run["run_group"], run["tags"]) == ("sweep", "alpha-sweep", ["code", "tiny", "full"])
+    config = run["config"]["update"]
+    assert config["method"] == {"train_lr": 0.1} and config["alphas"] == [0.0, 1.0]
+    assert config["run"]["command"] == "proxytune sweep task=code"
+
+    history = [item["item"] for item in kinds(records, "history")]
+    losses = [(row["step"], row["train/loss"]) for row in history if "train/loss" in row]
+    assert losses == [(10, 2.0), (20, 1.5), (15, 1.75)]
+    tables = {
+        key.removesuffix(".nrows"): value for row in history for key, value in row.items() if key.endswith(".nrows")
+    }
+    assert tables == {"generations": 2, "alpha_table": 2}
+
+    summary = {key: value for item in kinds(records, "summary") for key, value in item["update"].items()}
+    assert summary["steered/loss"] == 1.25
+    later = {key: value for item in kinds(records, "config") for key, value in item["update"].items()}
+    assert later["_wandb.visualize.alpha"]["panel_config"]["stringSettings"]["title"] == "Loss over alpha"
+    assert [used["name"] for used in later["uses"]] == ["rows"]
+
+    (expert,) = [artifact for artifact in kinds(records, "artifact") if artifact["type"] == "model"]
+    assert expert["name"] == "code" and "local-v3" in expert["aliases"]
+    (reference,) = expert["manifest"]["contents"]
+    assert reference["ref"] == (mirrored.outputs / "weights" / "adapter.bin").as_uri()
+    assert kinds(records, "exit")[0].get("exit_code", 0) == 0
+
+
+def test_runs_of_one_process_are_runs_of_their_own(mirrored):
+    files = list((mirrored.outputs / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert {file.stem.removeprefix("run-") for file in files} == {
+        mirrored.run(n).name for n in ("full", "short", "broken")
+    }
+    history = [item["item"] for item in kinds(mirrored.records("short"), "history")]
+    assert [row["other"] for row in history] == [1] and "train/loss" not in history[0]
+
+
+def test_an_exception_inside_wandb_is_one_warning_and_work_goes_on(mirrored):
+    assert mirrored.stdout == "still here\n"
+    folder = mirrored.run("broken")
+    kept = json.loads((folder / "run.json").read_text())
+    assert kept["status"] == "finished"
+    (warning,) = kept["warnings"]
+    assert "W&B failed" in warning
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_offline_is_told_in_one_line_a_process(mirrored):
+    (line,) = mirrored.stderr.splitlines()
+    assert "no key" in line and str(mirrored.outputs / "wandb") in line and "make sync" in line
+
+
+def test_nothing_is_written_at_home(mirrored):
+    assert list(mirrored.home.rglob("*")) == []
+
+
+def test_a_terminal_is_never_asked(tmp_path):
+    parent, child = pty.openpty()
+    done = subprocess.run(
+        [PYTHON, "-c", RECORD_ONE, str(tmp_path / "outputs")],
+        env=clean_environment(tmp_path, WANDB_MODE="online"),
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        timeout=30,
+    )
+    os.close(child)
+    shown = os.read(parent, 65536).decode()
+    os.close(parent)
+    assert done.returncode == 0 and len(shown.splitlines()) == 2 and "there is no key" in shown
+    assert told(tmp_path / "outputs")["wandb"]["mode"] == "offline"
+
+
+def test_a_server_that_never_answers_is_given_up_after_the_probe(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = record_one(tmp_path, tmp_path, WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+    assert float(done.stdout) < reach.PROBE_SECONDS + 5  # the start of wandb on a busy core included
+    assert "did not answer within 3 s" in done.stderr
+    assert told(tmp_path)["wandb"]["mode"] == "offline"
+
+
+def test_a_server_that_answers_gets_the_run(tmp_path, server):
+    done = record_one(tmp_path, tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert (told(tmp_path)["wandb"]["mode"], told(tmp_path)["warnings"], done.stderr) == ("online", [], "")
+    (history,) = server.runs.values()
+    assert [json.loads(line)["a"] for line in history] == [1]
+
+
+def test_an_online_start_that_fails_goes_on_offline(tmp_path, server):
+    server.broken.add("UpsertBucket")
+    done = record_one(tmp_path, tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    (line,) = done.stderr.splitlines()
+    assert "could not start" in line
+    assert told(tmp_path)["wandb"]["mode"] == "offline"
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
+
+
+def test_wandb_mode_disabled_means_no_mirror(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert mirror.open_mirror(Tracker(name="wandb"), tmp_path, run_id="x") is None
+    assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.parametrize("place", ["environment", "netrc", "settings"])
+def test_the_key_is_found_where_wandb_keeps_it(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert reach.api_key() is None and "no key" in reach.trouble()
+    match place:
+        case "environment":
+            monkeypatch.setenv("WANDB_API_KEY", KEY)
+        case "netrc":
+            (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
+        case "settings":
+            (tmp_path / ".config" / "wandb").mkdir(parents=True)
+            (tmp_path / ".config" / "wandb" / "settings").write_text(f"[default]\napi_key = {KEY}\n")
+    assert reach.api_key() == KEY
+
+
+def test_a_key_for_another_server_is_not_sent(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
+    assert reach.api_key() is None
+
+
+def test_the_probe_says_what_is_wrong(server, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert reach.trouble() is None
+    monkeypatch.setenv("WANDB_API_KEY", "b" * 40)
+    server.broken.add("Viewer")
+    assert "answered 400" in reach.trouble()
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    began = time.monotonic()
+    assert "cannot be reached" in reach.trouble() and time.monotonic() - began < 1

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from proxytune.settings import Tracker
+from proxytune.stages import sync
+from proxytune.tracking import record
+from tests.tracking.wandb_server import KEY
+
+
+@pytest.fixture
+def outputs(mirrored, tmp_path) -> Path:
+    """A copy of the recorded runs to upload. Reduced to two, which are all a test needs."""
+    copy = tmp_path / "outputs"
+    shutil.copytree(mirrored.outputs, copy, symlinks=True)
+    (broken,) = (copy / "wandb").glob(f"*{mirrored.run('broken').name}")
+    shutil.rmtree(broken)
+    return copy
+
+
+def test_every_run_is_uploaded_once(outputs, mirrored, server, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert sync.run(outputs) == 0
+    assert "2 of 2 runs uploaded" in capfd.readouterr().out
+    assert set(server.runs) == {mirrored.run("full").name, mirrored.run("short").name}
+    assert "code" in {asked["input"]["artifactCollectionName"] for asked in server.named("CreateArtifact")}
+
+    (use,) = server.named("UseArtifact")
+    assert (use["artifactID"], use["runName"]) == ("rows:local-f00d", mirrored.run("full").name)
+
+    server.operations.clear()
+    assert sync.main(["--outputs", str(outputs)]) == 0
+    assert "no run waits" in capfd.readouterr().out and server.operations == []
+
+
+def test_a_server_that_refuses_runs_leaves_them_waiting(outputs, server, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    server.broken.add("UpsertBucket")
+    assert sync.run(outputs) == 1
+    assert "0 of 2 runs uploaded" in capfd.readouterr().out
+    assert len(sync.waiting(outputs)) == 2
+
+
+def test_without_a_key_what_waits_is_listed(outputs, mirrored, capsys):
+    assert sync.run(outputs) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("W&B: 2 runs not uploaded (there is no key")
+    assert len(rest) == 2 and mirrored.run("full").name in rest[0] and mirrored.run("short").name in rest[1]
+
+
+def test_a_dry_run_asks_nobody(outputs, server, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert sync.main(["--outputs", str(outputs), "--dry-run"]) == 0
+    assert "2 runs not uploaded (only a dry run)" in capsys.readouterr().out and server.operations == []
+
+
+def test_a_run_still_going_on_is_left_alone(tmp_path):
+    told = {"stage": "s", "task": "t", "family": "f", "config": {}, "command": ""}
+    with record.start(Tracker(name="local"), tmp_path, **told) as run:
+        offline = tmp_path / "wandb" / f"offline-run-x-{run.folder.name}"
+        offline.mkdir(parents=True)
+        (offline / f"run-{run.folder.name}.wandb").touch()
+        assert sync.waiting(tmp_path) == []
+    assert len(sync.waiting(tmp_path)) == 1
+
+
+def test_nothing_recorded_is_nothing_to_do(tmp_path, capsys):
+    assert sync.run(tmp_path) == 0
+    assert "no run waits" in capsys.readouterr().out
