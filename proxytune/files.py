@@ -36,13 +36,15 @@ def told(path: Path) -> Generator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(f"not allowed to write {path}", "point outputs= at a folder of yours") from error
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+            raise StorageError(f"cannot write {path}: {error.strerror}", "name another place for it") from error
         raise
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing: beside it, synced, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -76,7 +78,8 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> list[Any]:
     """The rows of a file that `write_jsonl` wrote whole."""
     try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        # not splitlines: JSON leaves a line separator (U+2028) inside a text as it is
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StorageError(f"{path} is damaged: {error}", "remove it and run the stage again") from error
 
@@ -107,8 +110,10 @@ def hash_json(value: Any) -> str:
 @contextlib.contextmanager
 def locked(path: Path) -> Generator[None]:
     """Hold an exclusive lock on `path` (made if missing) against other processes; freed by the kernel on a kill."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with told(path), path.open("a") as file:
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:  # what is done under the lock tells its own errors
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

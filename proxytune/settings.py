@@ -180,7 +180,7 @@ class Sweep(Evaluate):
     """Evaluate at many alphas on validation rows, draw the curve, keep the best alpha with the expert."""
 
     split: Literal["validation", "test"] = "validation"
-    alphas: list[FiniteFloat] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
+    alphas: Annotated[list[FiniteFloat], Field(min_length=1)] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
     select: Literal["loss", "metric"] = "loss"
 
 

@@ -6,7 +6,7 @@ decoded. So a repeated, killed or widened run computes only what is missing, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from proxytune.files import hash_json, read_jsonl, write_jsonl
 from proxytune.settings import Decode
 from proxytune.steering.choice import Choice
 from proxytune.tasks.task import Row, Task, text_of
+from proxytune.tracking.progress import track
 
 VERSION = 1  # raise when the meaning of a point's numbers changes
 
@@ -41,6 +42,7 @@ class Measure:
     decode: Decode
     limits: Limits
     generate: bool
+    dtype: str = "auto"
     score_batch_size: int = 32
 
     def key(self, point: Point) -> str:
@@ -49,10 +51,12 @@ class Measure:
             {
                 "version": VERSION,
                 "task": self.task.name,
+                "metrics": sorted(self.task.metrics) if self.generate else None,
                 "rows": self.fingerprint,
                 "system": point.system,
                 "alpha": point.alpha,
                 "models": point.models,
+                "dtype": self.dtype,
                 "decode": self.decode.model_dump(exclude={"batch_size"}) if self.generate else None,
                 "limits": [self.limits.max_new_tokens, sorted(self.limits.end_ids), list(self.limits.stop)],
             }
@@ -76,39 +80,32 @@ def compute(
     completions: Sequence,
     tokenizer,
     label: str,
-) -> list[list[dict[str, Any]]]:
-    """Score the rows under one mixture at each alpha: one list of row records for each alpha, in the rows' order.
+) -> Iterator[list[dict[str, Any]]]:
+    """Score the rows under one mixture: for each alpha, as soon as it is done, the records of all rows in order.
 
     A record holds id, loss (summed nats of the reference reply with its end token), tokens (how many that is), and,
     where replies are written, text, finish_reason and every metric of the task.
     """
-    from rich.progress import track
-
     each = [[alpha] * len(mixture.pairs) for alpha in alphas]
     given = [Given(p, c) for p, c in zip(prompts, completions, strict=True)]
     size = measure.score_batch_size
     batches = losses(mixture, given, each, batch_size=size)
-    found = [
-        row for batch in track(batches, f"{label}: loss", total=-(-len(given) // size), transient=True) for row in batch
-    ]
-    records = [
-        [{"id": row["id"], "loss": found[i][a], "tokens": len(completions[i])} for i, row in enumerate(measure.rows)]
-        for a in range(len(alphas))
-    ]
-    if measure.generate:
-        for alpha, rows in zip(alphas, records, strict=True):
+    found = [row for batch in track(batches, f"{label}: loss", -(-len(given) // size)) for row in batch]
+    for a, alpha in enumerate(alphas):
+        records = [
+            {"id": row["id"], "loss": found[i][a], "tokens": len(completions[i])} for i, row in enumerate(measure.rows)
+        ]
+        if measure.generate:
             name = f"{label}: replies" + (f", alpha {alpha:g}" if mixture.pairs else "")
-            _write_replies(measure, mixture, alpha, prompts, rows, tokenizer, name)
-    return records
+            _write_replies(measure, mixture, alpha, prompts, records, tokenizer, name)
+        yield records
 
 
 def _write_replies(measure, mixture, alpha, prompts, records, tokenizer, label) -> None:
-    from rich.progress import track
-
     choice = Choice(measure.decode.temperature, measure.decode.top_k, measure.decode.top_p)
     requests = [Request(p, (alpha,) * len(mixture.pairs), seed=measure.decode.seed + i) for i, p in enumerate(prompts)]
     replies = decode(mixture, requests, choice, measure.limits, tokenizer, batch_size=measure.decode.batch_size)
-    for i, reply in track(replies, label, total=len(requests), transient=True):
+    for i, reply in track(replies, label, len(requests)):
         reference = text_of(measure.rows[i]["completion"])
         scores = {name: float(score(reference, reply.text)) for name, score in measure.task.metrics.items()}
         records[i] |= {"text": reply.text, "finish_reason": reply.finish_reason, "metrics": scores}

@@ -11,13 +11,18 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from proxytune.errors import ModelError, SettingsError, did_you_mean
+from proxytune.errors import SettingsError, StorageError, did_you_mean
 from proxytune.files import hash_file, read_json, remove_folder, write_json
-from proxytune.models.local import load_tokenizer, locate
+from proxytune.models.local import load_model, load_tokenizer
+from proxytune.models.quiet import quiet
 from proxytune.settings import ModelRef, Peft
 from proxytune.tasks.task import Row
+from proxytune.tracking.progress import bar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 MARKER = "complete.json"
 
@@ -39,26 +44,22 @@ def train(
     fields: TRL's SFTConfig under its own names. work: a folder of this very job, kept until the caller removes it.
     Raises SettingsError for a field that SFTConfig does not have or refuses.
     """
-    from datasets import Dataset
+    import datasets.utils
     from transformers import set_seed
-    from trl import SFTTrainer
 
-    config = configure(fields, work / "checkpoints", seed=seed, evaluate=bool(rows["validation"]))
+    with quiet():
+        config = configure(fields, work / "checkpoints", seed=seed, evaluate=bool(rows["validation"]))
     checkpoint = last_complete(work / "checkpoints") if resume else None
     if checkpoint is None:
         remove_folder(work)
     set_seed(seed)
     started = time.monotonic()
-    trainer = SFTTrainer(
-        model=_fresh_model(ref),
-        args=config,
-        train_dataset=Dataset.from_list([_pair(row) for row in rows["train"]]),
-        eval_dataset=Dataset.from_list([_pair(row) for row in rows["validation"]]) if rows["validation"] else None,
-        processing_class=tokenizer,
-        peft_config=_adapter(peft),
-        callbacks=_callbacks(log),
-    )
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with quiet(datasets.utils):
+        model = load_model(ref, "float32")  # mixed precision is the trainer's business
+        trainer = _trainer(model, config, rows, tokenizer, peft)
+        with bar(note="{task.fields[loss]}", transient=False) as shown:
+            trainer.add_callback(_record(log, shown))
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finished = work / "finished"
     remove_folder(finished)
     trainer.save_model(str(finished))
@@ -68,7 +69,7 @@ def train(
     return finished, {
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        "trained_parameters": trainer.model.num_parameters(only_trainable=True),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "loss": next((entry["loss"] for entry in reversed(history) if "loss" in entry), None),
         "validation_loss": next((entry["eval_loss"] for entry in reversed(history) if "eval_loss" in entry), None),
         "seconds": round(time.monotonic() - started, 1),
@@ -101,7 +102,7 @@ def configure(fields: Mapping[str, Any], output: Path, *, seed: int, evaluate: b
         "seed": seed,
         "data_seed": seed,
         "dataset_num_proc": None,
-        "disable_tqdm": False,
+        "disable_tqdm": True,  # the bar is ours
     }
     if given.get("save_steps") is not None:
         defaults["save_strategy"] = "steps"
@@ -112,7 +113,7 @@ def configure(fields: Mapping[str, Any], output: Path, *, seed: int, evaluate: b
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The newest checkpoint whose marker agrees with its files; broken ones are removed, lest anyone resume from them."""
+    """The newest checkpoint whose marker agrees with its files; broken ones are removed."""
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for checkpoint in checkpoints:
         if _is_complete(checkpoint):
@@ -122,45 +123,60 @@ def last_complete(folder: Path) -> Path | None:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    if not (checkpoint / MARKER).is_file():
+    try:
+        marked = read_json(checkpoint / MARKER)
+        return all(hash_file(checkpoint / name) == digest for name, digest in marked.items())
+    except (FileNotFoundError, StorageError):
         return False
-    return all(
-        (checkpoint / name).is_file() and hash_file(checkpoint / name) == digest
-        for name, digest in read_json(checkpoint / MARKER).items()
+
+
+def _trainer(model, config, rows: Mapping[str, list[Row]], tokenizer, peft: Peft):
+    """TRL's trainer without the bars and printed dictionaries that transformers adds by itself."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list([_pair(row) for row in rows["train"]]),
+        eval_dataset=Dataset.from_list([_pair(row) for row in rows["validation"]]) if rows["validation"] else None,
+        processing_class=tokenizer,
+        peft_config=_adapter(peft),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
-def _callbacks(log: Callable[[dict[str, float], int], None]) -> list:
+def _record(log: Callable[[dict[str, float], int], None], shown: Progress):
     from transformers import TrainerCallback
 
     class Record(TrainerCallback):
-        """Numbers to the record; a marker into each checkpoint once everything else of it is written."""
+        """Numbers to the record and the bar; a marker into each checkpoint once everything else of it is written."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.task = shown.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
+
+        def on_step_end(self, args, state, control, **kwargs):
+            shown.update(self.task, completed=state.global_step)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
-            log({f"train/{key}": value for key, value in numbers.items()}, state.global_step)
+            log({_named(key): value for key, value in numbers.items()}, state.global_step)
+            if "loss" in numbers:
+                shown.update(self.task, loss=f"loss {numbers['loss']:.3f}")
 
         def on_save(self, args, state, control, **kwargs):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MARKER]
             write_json(folder / MARKER, {str(file.relative_to(folder)): hash_file(file) for file in files})
 
-    return [Record()]
+    return Record()
 
 
-def _fresh_model(ref: ModelRef):
-    """The checkpoint in float32 to be trained; mixed precision is the trainer's business."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            locate(ref), revision=ref.revision, dtype=torch.float32, use_safetensors=True
-        )
-    except OSError as error:
-        raise ModelError(
-            f"cannot load the model {ref.model}: {str(error).partition(chr(10))[0]}", "check its name"
-        ) from error
+def _named(key: str) -> str:
+    """The trainer's `eval_loss` and `loss` as the record's `validation/loss` and `train/loss`."""
+    return f"validation/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
 
 
 def _adapter(peft: Peft):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from proxytune.errors import ModelError
 from proxytune.files import resource
+from proxytune.models.quiet import quiet
 from proxytune.settings import ModelRef
 
 EMBEDDED = "embedded:"
@@ -137,7 +139,7 @@ def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
 
     cuda = torch.cuda.is_available()
     chosen = ("auto" if cuda else torch.float32) if dtype == "auto" else getattr(torch, dtype)
-    with _told(ref):
+    with _told(ref), quiet():
         model = AutoModelForCausalLM.from_pretrained(
             locate(ref), revision=ref.revision, dtype=chosen, use_safetensors=True, trust_remote_code=False
         )
@@ -148,22 +150,17 @@ def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
     return model.to("cuda" if cuda else "cpu").eval()
 
 
-class _told:
-    """What transformers and the hub raise for a model that cannot be had, as one line."""
-
-    def __init__(self, ref: ModelRef):
-        self.ref = ref
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        from safetensors import SafetensorError
-
-        if isinstance(error, (OSError, SafetensorError, ValueError)) and not isinstance(error, ModelError):
-            name = self.ref.model + (f" at revision {self.ref.revision}" if self.ref.revision else "")
-            reason = str(error).strip().partition("\n")[0]
-            raise ModelError(
-                f"cannot load the model {name}: {reason}",
-                "check the name and revision, log in with `hf auth login` for gated models, or give a local folder",
-            ) from error
+@contextlib.contextmanager
+def _told(ref: ModelRef) -> Generator[None]:
+    """Whatever the libraries raise for a model that cannot be had, as one line. Broken files raise nearly anything."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        name = ref.model + (f" at revision {ref.revision}" if ref.revision else "")
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ModelError(
+            f"cannot load the model {name}: {kind}{str(error).strip().partition(chr(10))[0]}",
+            "check the name and revision, log in with `hf auth login` for gated models, or give a local folder",
+        ) from error

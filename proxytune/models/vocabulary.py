@@ -35,18 +35,27 @@ class Vocabulary:
 def shared(vocabularies: Mapping[str, tuple[Mapping[str, int], int]]) -> Vocabulary:
     """The shared vocabulary of named models, each given as (token -> id of its tokenizer, rows of its head).
 
-    Raises TrioError naming the first id that two models mean differently, when more than `MOST_FOREIGN` of ids differ.
+    Ids that only some models know, or know by another name (reserved and added tokens), are foreign. Raises TrioError
+    naming the first id where the vocabularies part: when a token stands at another id elsewhere, or when more than
+    `MOST_FOREIGN` of ids differ.
     """
     size = min(rows for _, rows in vocabularies.values())
     meanings = {name: {i: token for token, i in tokens.items()} for name, (tokens, _) in vocabularies.items()}
     highest = max(max(meaning) for meaning in meanings.values()) + 1
     size = min(size, highest)
     foreign = [i for i in range(size) if len({meaning.get(i) for meaning in meanings.values()}) > 1]
-    if len(foreign) > MOST_FOREIGN * size:
-        example = ", ".join(f"{name} {meaning.get(foreign[0])!r}" for name, meaning in meanings.items())
+    moved = [i for i in foreign if _moved(i, meanings, [tokens for tokens, _ in vocabularies.values()])]
+    if moved or len(foreign) > MOST_FOREIGN * size:
+        first = (moved or foreign)[0]
+        example = ", ".join(f"{name} {meaning.get(first)!r}" for name, meaning in meanings.items())
         raise TrioError(
-            f"the models do not share a vocabulary: {len(foreign)} of {size} ids differ, first {foreign[0]}: {example}",
+            f"the models do not share a vocabulary: {len(foreign)} of {size} ids differ, as id {first}: {example}",
             "use a base and an expert of one family",
         )
     unknown = [i for i in range(size) if all(i not in meaning for meaning in meanings.values())]
     return Vocabulary(size, tuple(sorted({*foreign, *unknown})))
+
+
+def _moved(i: int, meanings: Mapping[str, Mapping[int, str]], known: list[Mapping[str, int]]) -> bool:
+    """Whether a token that one model has at this id stands at another id in a model that knows it."""
+    return any(tokens.get(meaning[i], i) != i for meaning in meanings.values() if i in meaning for tokens in known)

@@ -17,9 +17,10 @@ from proxytune.models.prompts import Turns, plain_text
 from proxytune.models.trio import Trio
 from proxytune.settings import DecodeStage
 from proxytune.stages import trio as trios
+from proxytune.stages.start import start
 from proxytune.steering.choice import Choice
 from proxytune.tasks import catalog
-from proxytune.tracking import record
+from proxytune.tracking.progress import track
 
 Prompt = dict[str, Any]
 
@@ -34,15 +35,7 @@ def run(settings: DecodeStage) -> list[dict[str, Any]]:
     alpha = trios.alpha_of(settings, expert)
     trio = trios.load(settings, expert)
     streams = len(asked) == 1 and not settings.compare
-    with record.start(
-        settings.tracker,
-        settings.outputs,
-        stage="decode",
-        task=settings.task.name,
-        family=settings.family.name,
-        config=settings.model_dump(mode="json", exclude={"command"}) | {"alpha": alpha},
-        command=settings.command,
-    ) as tracked:
+    with start(settings, "decode", alpha=alpha) as tracked:
         systems = ("base", "expert", "steered") if settings.compare else ("steered",)
         records: list[dict[str, Any]] = []
         for system in systems:
@@ -91,12 +84,10 @@ def write(
     tokenizer = trio.tokenizers["base"]
     printer = _Printer(limits, tokenizer) if stream else None
     replies: list[Reply | None] = [None] * len(asked)
-    for i, reply in _progress(
-        decode(mixture, requests, choice, limits, tokenizer, batch_size=settings.decode.batch_size, on_token=printer),
-        system,
-        len(asked),
-        quiet=stream,
-    ):
+    found = decode(
+        mixture, requests, choice, limits, tokenizer, batch_size=settings.decode.batch_size, on_token=printer
+    )
+    for i, reply in found if stream else track(found, f"{system}: replies", len(asked)):
         replies[i] = reply
     if printer:
         printer.finish(replies[0])
@@ -146,7 +137,7 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[Prompt]:
 
 def _read_file(path: Path) -> list[Prompt]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # not splitlines: JSON may hold U+2028
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", "prompts= takes a JSONL or text file") from error
     except UnicodeDecodeError as error:
@@ -162,6 +153,8 @@ def _read_row(path: Path, number: int, line: str) -> Prompt:
         row = json.loads(line)
         turns: Turns = row["prompt"] if "prompt" in row else row["messages"]
         if not turns or not isinstance(plain_text(turns), str):
+            raise TypeError
+        if not isinstance(turns, str) and not all(isinstance(turn["role"], str) for turn in turns):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
@@ -190,17 +183,6 @@ class _Printer:
     def _print(self, text: str) -> None:
         print(text[self.shown :], end="", flush=True)
         self.shown = max(self.shown, len(text))
-
-
-def _progress(replies, system: str, total: int, *, quiet: bool):
-    from rich.console import Console
-    from rich.progress import track
-
-    return (
-        replies
-        if quiet
-        else track(replies, f"{system}: replies", total=total, console=Console(stderr=True), transient=True)
-    )
 
 
 def show(asked: Sequence[Prompt], records: Sequence[dict[str, Any]]) -> None:

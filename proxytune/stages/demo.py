@@ -22,7 +22,7 @@ def run(settings: Demo) -> Found:
     _trained(settings, "base")
     _say(3, "choose alpha on validation rows")
     settings = settings.model_copy(update={"expert": small})
-    sweep.run(_part(Sweep, settings))
+    sweep.run(_part(Sweep, settings, generate=False))
     _say(4, "the same prompts to the base, the expert and the steered base")
     _compare(settings)
     _say(5, "measure on test rows")

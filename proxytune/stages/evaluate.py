@@ -12,7 +12,6 @@ import numpy as np
 
 from proxytune.decoding.loop import Limits
 from proxytune.decoding.mixture import Mixture, Term
-from proxytune.errors import DataError
 from proxytune.evaluation import summary as summaries
 from proxytune.evaluation.points import Measure, Point, compute, keep, kept
 from proxytune.evaluation.summary import Scores
@@ -23,6 +22,7 @@ from proxytune.models.local import LocalSource, load_model, load_tokenizer
 from proxytune.models.trio import Trio
 from proxytune.settings import Evaluate, ModelRef
 from proxytune.stages import trio as trios
+from proxytune.stages.start import start, warn
 from proxytune.tasks import catalog, sources
 from proxytune.tracking import record
 
@@ -44,8 +44,8 @@ def run(settings: Evaluate) -> Found:
 
     expert = trios.find(settings)
     alpha = trios.alpha_of(settings, expert)
-    with tracking(settings, "evaluate", alpha=alpha) as tracked:
-        found = measure(settings, expert, [alpha], chosen=alpha, folder=tracked.folder)
+    with start(settings, "evaluate", tags_of(settings), alpha=alpha) as tracked:
+        found = summarise(settings, expert, measure(settings, expert, [alpha]), chosen=alpha, folder=tracked.folder)
         picture = tracked.folder / "comparison.png"
         figures.comparison(found.summary, picture)
         tables.console().print(tables.evaluation(found.summary))
@@ -56,31 +56,22 @@ def run(settings: Evaluate) -> Found:
     return found
 
 
-def tracking(settings: Evaluate, stage: str, **extra: Any):
-    config = settings.model_dump(mode="json", exclude={"command"}) | extra
-    return record.start(
-        settings.tracker,
-        settings.outputs,
-        stage=stage,
-        task=settings.task.name,
-        family=settings.family.name,
-        config=config,
-        command=settings.command,
-        tags=[settings.expert.replace("@", "-")],
-    )
+def tags_of(settings: Evaluate) -> list[str]:
+    return [settings.expert.replace("@", "-")]
 
 
-def measure(
-    settings: Evaluate, expert: Expert, alphas: Sequence[float], *, chosen: float | None, folder: Path
-) -> Found:
+def measure(settings: Evaluate, expert: Expert, alphas: Sequence[float]) -> Records:
     """Score every system, the steered one at each alpha; what was scored before is read, not computed again."""
-    measured = _measure(settings, expert)
-    records = _points(settings, expert, measured, alphas)
-    scores = [_scores(system, alpha, rows, measured.task.metric_name) for (system, alpha), rows in records.items()]
+    return _points(settings, expert, _measure(settings, expert), alphas)
+
+
+def summarise(settings: Evaluate, expert: Expert, records: Records, *, chosen: float, folder: Path) -> Found:
+    """The summary of records, judged at the chosen alpha, written into `folder`."""
+    metric_name = catalog.get(settings.task.name).metric_name
     summary = summaries.build(
         settings.task.name,
         settings.family.name,
-        scores,
+        [_scores(system, alpha, rows, metric_name) for (system, alpha), rows in records.items()],
         expert=expert.reference,
         split=settings.split,
         chosen=chosen,
@@ -97,9 +88,9 @@ def measure(
 def _measure(settings: Evaluate, expert: Expert) -> Measure:
     task = catalog.get(settings.task.name)
     data = sources.load(settings.data, task, settings.family, settings.outputs / "cache")
-    if not data.rows[settings.split]:
-        raise DataError(f"there are no {settings.split} rows to evaluate on", f"give data.{settings.split}=FILE")
-    if data.fingerprints["train"] != expert.manifest.data.fingerprint:
+    warn(data)
+    rows = data.held(settings.split)
+    if data.rows["train"] and data.fingerprints["train"] != expert.manifest.data.fingerprint:
         print(f"proxytune: {expert.reference} was trained on other rows than this data's train split", file=sys.stderr)
     limits = Limits(
         max_new_tokens=settings.decode.max_new_tokens or settings.task.max_new_tokens or task.max_new_tokens,
@@ -107,11 +98,12 @@ def _measure(settings: Evaluate, expert: Expert) -> Measure:
     )
     return Measure(
         task=task,
-        rows=data.rows[settings.split],
+        rows=rows,
         fingerprint=data.fingerprints[settings.split],
         decode=settings.decode,
         limits=limits,
         generate=settings.generate,
+        dtype=settings.family.dtype,
         score_batch_size=settings.score_batch_size,
     )
 
@@ -183,7 +175,7 @@ def _tuned(settings: Evaluate, tuned: Expert, measured: Measure) -> list[dict[st
     replies = [prompts.encode_completion(row["prompt"], row["completion"], plain, end_id) for row in measured.rows]
     mixture = Mixture(Term(LocalSource(model, vocabulary.size), "tuned"), vocabulary)
     ending = _ending(measured, prompts.end_ids([tokenizer, plain], [model.generation_config]))
-    return compute(ending, mixture, [0.0], asked, replies, tokenizer, "tuned")[0]
+    return next(compute(ending, mixture, [0.0], asked, replies, tokenizer, "tuned"))
 
 
 def _ending(measured: Measure, end_ids: frozenset[int]) -> Measure:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+from proxytune.errors import DataError
 from proxytune.experts import sft
 from proxytune.experts.manifest import CodeVersion, DataLineage, Manifest
 from proxytune.experts.registry import Expert, Registry, check_name
-from proxytune.files import hash_json, remove_folder
+from proxytune.files import hash_json, locked, remove_folder, write_json
 from proxytune.models.identity import identify
 from proxytune.settings import Expert as Settings
+from proxytune.stages.start import start, warn
 from proxytune.tasks import catalog, sources
 from proxytune.tracking import record
 
@@ -25,25 +26,22 @@ def run(settings: Settings) -> Expert:
     )
     task = catalog.get(settings.task.name)
     data = sources.load(settings.data, task, settings.family, settings.outputs / "cache")
-    for split, dropped in data.dropped.items():
-        print(f"proxytune: {dropped} {split} rows left out: their prompts are also in a later split", file=sys.stderr)
-    chat = not isinstance(data.rows["train"][0]["prompt"], str)
+    warn(data)
+    chat = _is_chat(data)
     ref = settings.family.small if settings.model == "small" else settings.family.base_ref
     tokenizer = sft.tokenizer_for(ref, settings.family.chat_template, chat)
     anti = identify(ref, tokenizer)
     fields = {**settings.family.training, **{key: value for key, value in settings.method.items() if value is not None}}
-    job = hash_json([fields, settings.peft.model_dump(), anti.model_dump(), data.fingerprint, settings.seed])[:16]
-    work = settings.outputs / "training" / f"{task.name}-{settings.model}-{job}"
-    config = settings.model_dump(mode="json", exclude={"command"})
-    with record.start(
-        settings.tracker,
-        settings.outputs,
-        stage="expert",
-        task=task.name,
-        family=settings.family.name,
-        config=config,
-        command=settings.command,
-    ) as tracked:
+    same = [
+        fields,
+        settings.peft.model_dump(),
+        anti.model_dump(),
+        tokenizer.chat_template,
+        data.fingerprint,
+        settings.seed,
+    ]
+    work = settings.outputs / "training" / f"{task.name}-{settings.model}-{hash_json(same)[:16]}"
+    with start(settings, "expert") as tracked, locked(work.with_suffix(".lock")):
         finished, training = sft.train(
             data.rows,
             ref,
@@ -68,7 +66,7 @@ def run(settings: Settings) -> Expert:
                 **{split: len(rows) for split, rows in data.rows.items()},
             ),
             prompt_format="chat" if chat else "plain",
-            config=config,
+            config=settings.model_dump(mode="json", exclude={"command"}),
             code=CodeVersion.model_validate(record.code_version()),
             command=settings.command,
             training=training,
@@ -76,10 +74,20 @@ def run(settings: Settings) -> Expert:
         expert = Registry(settings.outputs / "registry").publish(finished, draft)
         remove_folder(work)
         tracked.summary({f"training/{key}": value for key, value in training.items() if value is not None})
-        dataset = f"{task.name}-{data.source}-rows"
-        tracked.artifact(name, "model", expert.folder, _lineage(expert), uses=[dataset])
+        rows = f"{task.name}-rows@{data.fingerprint[:12]}"
+        write_json(tracked.folder / "data.json", {"source": data.source, "fingerprints": data.fingerprints})
+        tracked.artifact(rows, "dataset", tracked.folder / "data.json", expert.manifest.data.model_dump())
+        tracked.artifact(expert.reference, "model", expert.folder, _lineage(expert), uses=[rows])
     print(f"registered {expert.reference}: {training['steps']} steps, {training['seconds']:g} s, in {expert.folder}")
     return expert
+
+
+def _is_chat(data: sources.Dataset) -> bool:
+    """Whether the rows are messages; all that the trainer reads must be of one kind."""
+    kinds = {isinstance(row["prompt"], str) for row in [*data.held("train"), *data.rows["validation"]]}
+    if len(kinds) > 1:
+        raise DataError("some rows are texts and some are messages", "give all to train on in one form")
+    return False in kinds
 
 
 def _lineage(expert: Expert) -> dict[str, Any]:

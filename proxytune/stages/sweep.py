@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from proxytune.errors import SettingsError
 from proxytune.experts.registry import Expert, Registry
 from proxytune.files import hash_json, write_json
 from proxytune.settings import Evaluate, Sweep
 from proxytune.stages import evaluate
 from proxytune.stages import trio as trios
-from proxytune.stages.evaluate import Found
+from proxytune.stages.evaluate import Found, Records
+from proxytune.stages.start import start
 
 
 def run(settings: Sweep) -> Found:
     """Score all alphas in one pass of each model, then collect."""
+    if settings.select == "metric" and not settings.generate:
+        raise SettingsError("select=metric needs written replies", "set generate=true or select=loss")
     return collect(settings, settings.alphas, select=settings.select)
 
 
@@ -29,14 +33,18 @@ def collect(settings: Evaluate, alphas: Sequence[float], select: str = "loss") -
 
     alphas = sorted(set(alphas))
     expert = trios.find(settings)
-    with evaluate.tracking(settings, "sweep", alphas=alphas) as tracked:
+    with start(settings, "sweep", evaluate.tags_of(settings), alphas=alphas) as tracked:
         folder = sweep_folder(settings, expert)
-        found = evaluate.measure(settings, expert, alphas, chosen=alphas[0], folder=folder)
-        chosen = best(found.summary, select)
-        found = evaluate.measure(settings, expert, alphas, chosen=chosen, folder=folder)
+        records = evaluate.measure(settings, expert, alphas)
+        if settings.split == "validation":
+            chosen = best(records, select)
+        else:  # judged at the alpha that was there before, or the one nearest to it
+            chosen = min(alphas, key=lambda alpha: abs(alpha - trios.alpha_of(settings, expert)))
+        found = evaluate.summarise(settings, expert, records, chosen=chosen, folder=folder)
         picture = folder / "curve.png"
         figures.alpha_curve(found.summary, picture)
-        tables.console().print(tables.sweep(found.summary))
+        table = tables.sweep if settings.split == "validation" else tables.evaluation
+        tables.console().print(table(found.summary))
         evaluate.mirror(tracked, found, expert)
         rows = [row for row in found.summary["rows"] if row["system"] == "steered"]
         for measure in ("loss", "metric"):
@@ -64,11 +72,16 @@ def sweep_folder(settings: Evaluate, expert: Expert) -> Path:
     return settings.outputs / "sweeps" / f"{settings.task.name}-{settings.family.name}-{hash_json(content)[:12]}"
 
 
-def best(summary: dict[str, Any], select: str) -> float:
+def best(records: Records, select: str) -> float:
     """The alpha with the lowest loss, or the highest metric; of equals the one nearest to 0, which changes least."""
-    sign = 1 if select == "loss" else -1
-    rows = [row for row in summary["rows"] if row["system"] == "steered" and row[select] is not None]
-    return min(rows, key=lambda row: (sign * row[select], abs(row["alpha"])))["alpha"]
+
+    def cost(rows: list[dict[str, Any]]) -> float:
+        if select == "loss":
+            return sum(row["loss"] for row in rows) / sum(row["tokens"] for row in rows)
+        return -sum(next(iter(row["metrics"].values())) for row in rows)  # the first metric is the task's own
+
+    steered = {alpha: rows for (_, alpha), rows in records.items() if alpha is not None}
+    return min(steered, key=lambda alpha: (cost(steered[alpha]), abs(alpha)))
 
 
 def _keep(settings: Evaluate, expert: Expert, alpha: float, select: str, summary: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from proxytune.errors import TrioError
 from proxytune.experts.registry import Expert, Registry
 from proxytune.models import trio as trios
 from proxytune.models.identity import ModelId, identify
@@ -58,14 +59,19 @@ def base_identity(ref: ModelRef) -> ModelId:
 def tuned_base(settings: Steering, expert: Expert, name: str | None) -> Expert | None:
     """The directly tuned base to compare with, if one that fits is registered.
 
-    `auto` looks for `<task>-tuned`; it fits when it was tuned from this very base on this very data.
+    `auto` takes the newest that was tuned from this very base on the rows that the expert was tuned on. One that is
+    named may have seen other rows; TrioError if it is not this base tuned.
     """
     if name is None:
         return None
     registry = Registry(settings.outputs / "registry")
-    if name != "auto":
-        return registry.resolve(name)
     base = base_identity(settings.base_ref)
+    if name != "auto":
+        tuned = registry.resolve(name)
+        if tuned.manifest.role != "tuned" or not tuned.manifest.anti.same_model(base):
+            what = f"{tuned.reference} is not {settings.base_ref.model} tuned directly"
+            raise TrioError(what, "make one: proxytune expert model=base")
+        return tuned
     fitting = [
         other
         for other in registry.experts()

@@ -84,5 +84,5 @@ TASK = Task(
     builtin=builtin,
     hub=HubData("google-research-datasets/mbpp", {s: s for s in ("train", "validation", "test")}, _mbpp, name="full"),
     metrics={"edit_similarity": edit_similarity, "valid_function": valid_function},
-    max_new_tokens=160,
+    max_new_tokens=128,
 )

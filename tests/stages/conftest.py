@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxytune.settings import Data, Decode, Expert, Family, Stage, Steering, TaskChoice, Tracker
+from proxytune.stages import expert
+from tests.models.tiny_family import save_family, write_rows
+
+STEPS = {"name": "sft", "max_steps": 12, "eval_strategy": "no"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A random family, rows in files, and an outputs folder whose registry has `qa` and the tuned base `qa-tuned`."""
+
+    family: Family
+    data: Data
+    outputs: Path
+
+    def settings(self, kind: type[Stage], **changes: Any):
+        """Settings of a stage here: local record, replies of six tokens."""
+        values: dict[str, Any] = {
+            "family": self.family,
+            "task": TaskChoice(name="qa"),
+            "data": self.data,
+            "tracker": Tracker(name="local"),
+            "outputs": self.outputs,
+            "command": "proxytune of a test",
+        }
+        if issubclass(kind, Steering):
+            values |= {"expert": "qa", "decode": Decode(max_new_tokens=6)}
+        return kind(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Place:
+    folder = tmp_path_factory.mktemp("trained")
+    splits = {"train": (0, 40), "validation": (100, 8), "test": (200, 9)}
+    files = {split: write_rows(folder / f"{split}.jsonl", *numbers) for split, numbers in splits.items()}
+    place = Place(save_family(folder / "family"), Data(source="files", **files), folder / "outputs")
+    for model in ("small", "base"):
+        expert.run(place.settings(Expert, model=model, method=STEPS))
+    return place
+
+
+@pytest.fixture
+def place(trained, tmp_path) -> Place:
+    """The trained place with outputs of its own: nothing is measured there yet."""
+    outputs = tmp_path / "outputs"
+    shutil.copytree(trained.outputs / "registry", outputs / "registry")
+    return replace(trained, outputs=outputs)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from proxytune.errors import DataError, RegistryError, TrioError
+from proxytune.experts.registry import Registry
+from proxytune.settings import Data, Evaluate
+from proxytune.stages import evaluate, trio
+from tests.models.tiny_family import write_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = {"system", "alpha", "n", "loss", "metric", "metric_name", "loss_ci", "metric_ci"}
+
+
+def run(place, **changes):
+    return evaluate.run(place.settings(Evaluate, **changes))
+
+
+def rows_of(found) -> dict[str, dict]:
+    return {row["system"]: row for row in found.summary["rows"]}
+
+
+def points(place) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (place.outputs / "points").iterdir()}
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    """From here on a test may read points only."""
+
+    def forbid():
+        monkeypatch.setattr(evaluate.trios, "load", lambda *_: pytest.fail("a trio was loaded"))
+        monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+
+    return forbid
+
+
+def test_the_last_line_is_the_summary_with_the_keys_that_are_promised(place, capsys):
+    run(place, alpha=0.5)
+    path = Path(capsys.readouterr().out.splitlines()[-1])
+    summary = json.loads(path.read_text())
+    assert path.name == "summary.json"
+    assert summary.keys() >= {"task", "family", "rows", "gap_closed", "command", "commit"}
+    assert (summary["task"], summary["family"], summary["command"]) == ("qa", "random", "proxytune of a test")
+    assert [row["system"] for row in summary["rows"]] == ["base", "expert", "steered", "tuned"]
+    assert all(row.keys() == ROW and row["n"] == 9 for row in summary["rows"])
+    assert [row["alpha"] for row in summary["rows"]] == [None, None, 0.5, None]
+    assert summary["gap_closed"].keys() == {"loss", "metric"}
+
+
+def test_steered_at_alpha_zero_has_the_base_s_very_numbers(place):
+    found = run(place, alpha=0.0)
+    drop = ("id", "loss", "tokens", "text", "finish_reason", "metrics")
+    base, steered = (
+        [[row[key] for key in drop] for row in found.records[key]] for key in (("base", None), ("steered", 0.0))
+    )
+    assert base == steered and any(row["text"] for row in found.records["base", None])
+    expert = [row["loss"] for row in found.records["expert", None]]
+    assert expert != [row["loss"] for row in found.records["base", None]]
+
+
+def test_a_second_run_reads_its_points_and_loads_no_model(place, no_models):
+    first, kept = run(place), points(place)
+    no_models()
+    assert run(place).summary["rows"] == first.summary["rows"] and points(place) == kept
+
+
+def test_a_new_alpha_computes_one_point_and_another_dtype_or_length_all(place, no_models):
+    run(place, alpha=0.5, generate=False)
+    before = set(points(place))
+    run(place, alpha=0.75, generate=False)
+    assert [name.split("-")[1] for name in set(points(place)) - before] == ["steered"]
+    before = set(points(place))
+    run(place, alpha=0.75, generate=False, family=place.family.model_copy(update={"dtype": "bfloat16"}))
+    assert sorted(name.split("-")[1] for name in set(points(place)) - before) == ["base", "expert", "steered", "tuned"]
+
+
+def test_without_generation_there_is_a_loss_and_no_metric(place):
+    found = run(place, generate=False)
+    assert all(row["loss"] > 0 and row["metric"] is None for row in found.summary["rows"])
+
+
+def test_scores_go_into_the_manifest(place):
+    found = run(place, alpha=0.5)
+    kept = Registry(place.outputs / "registry").resolve("qa").manifest.scores["test"]
+    steered = rows_of(found)["steered"]
+    assert (kept["alpha"], kept["n"], kept["loss"]) == (0.5, 9, steered["loss"])
+
+
+def test_a_kill_between_two_points_leaves_whole_points_and_the_rest_is_computed(place, trained):
+    settings = place.settings(Evaluate, alpha=0.5, tuned=None)
+    program = (
+        "import os, signal, sys\n"
+        "from proxytune.settings import Evaluate\n"
+        "from proxytune.stages import evaluate\n"
+        "replace, points = os.replace, []\n"
+        "def killing(source, target):\n"
+        "    points.extend([target] if '/points/' in str(target) else [])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if len(points) == 2 else replace(source, target)\n"
+        "os.replace = killing\n"
+        "evaluate.run(Evaluate.model_validate_json(sys.argv[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, settings.model_dump_json()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    whole = {name: content for name, content in points(place).items() if not name.startswith(".")}
+    assert [name.split("-")[1] for name in whole] == ["base"]
+    evaluate.run(settings)
+    after = {name: content for name, content in points(place).items() if not name.startswith(".")}
+    assert len(after) == 3 and whole.items() <= after.items()
+    assert all(len([json.loads(line) for line in content.splitlines()]) == 9 for content in after.values())
+
+
+def test_held_out_rows_alone_are_enough(place, capsys):
+    found = run(place, data=Data(source="files", test=place.data.test), generate=False)
+    assert rows_of(found)["tuned"]["n"] == 9 and capsys.readouterr().err == ""
+
+
+def test_rows_that_overlap_and_other_training_rows_are_told(place, tmp_path, capsys):
+    train = write_rows(tmp_path / "train.jsonl", 195, 20)
+    run(place, data=place.data.model_copy(update={"train": train}), generate=False)
+    told = capsys.readouterr().err
+    assert "proxytune: 9 train rows dropped" in told and "qa@v1 was trained on other rows" in told
+
+
+def test_a_split_without_rows_is_refused(place):
+    with pytest.raises(DataError, match=r"no validation rows.*data\.validation"):
+        run(place, data=Data(source="files", test=place.data.test), split="validation")
+
+
+def test_only_a_tuned_base_that_fits_is_found(place):
+    settings = place.settings(Evaluate)
+    expert = trio.find(settings)
+    found = trio.tuned_base(settings, expert, "auto")
+    assert found is not None and found.reference == "qa-tuned@v1"
+    lineage = expert.manifest.data.model_copy(update={"fingerprint": "0" * 64})
+    other_rows = replace(expert, manifest=expert.manifest.model_copy(update={"data": lineage}))
+    assert trio.tuned_base(settings, other_rows, "auto") is None
+    other_base = settings.model_copy(update={"base_model": place.family.small})
+    assert trio.tuned_base(other_base, expert, "auto") is None
+    assert trio.tuned_base(settings, expert, None) is None
+    for name, at in (("qa", settings), ("qa-tuned", other_base)):
+        with pytest.raises(TrioError, match=r"is not .* tuned directly"):
+            trio.tuned_base(at, expert, name)
+
+
+def test_an_expert_that_is_not_there_or_was_changed_is_refused(place):
+    with pytest.raises(RegistryError, match="did you mean 'qa'"):
+        run(place, expert="qq")
+    weights = place.outputs / "registry" / "qa" / "v1" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(RegistryError, match="damaged"):
+        run(place)
+
+
+def test_threads_are_set_only_where_they_are_asked_for(place, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    run(place, generate=False)
+    run(place, generate=False, threads=3)
+    assert asked == [3]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from proxytune.errors import SettingsError
+from proxytune.experts.registry import Registry
+from proxytune.settings import DecodeStage, Demo, Evaluate, Sweep
+from proxytune.stages import decode, demo, evaluate, sweep
+
+ALPHAS = [0.0, 0.5, 1.0]
+
+
+def run(place, **changes):
+    return sweep.run(place.settings(Sweep, **({"alphas": ALPHAS, "generate": False} | changes)))
+
+
+def steered(found) -> dict[float, float]:
+    return {row["alpha"]: row["loss"] for row in found.summary["rows"] if row["system"] == "steered"}
+
+
+def points(place) -> set[str]:
+    return {file.name.split("-")[1] + file.name.split("-")[2] for file in (place.outputs / "points").iterdir()}
+
+
+def test_the_lowest_validation_loss_is_kept_and_used_where_alpha_is_left_open(place, capsys):
+    found = run(place)
+    losses = steered(found)
+    best = min(losses, key=losses.__getitem__)
+    assert list(losses) == ALPHAS and found.summary["chosen"] == best
+    expert = Registry(place.outputs / "registry").resolve("qa@best")
+    assert (expert.version, expert.manifest.alpha) == (1, best)
+    assert expert.manifest.scores["selection"]["loss"] == losses[best]
+    lines = capsys.readouterr().out.splitlines()
+    assert Path(lines[-1]) == found.path and Path(lines[-2].removeprefix("curve: ")).stat().st_size > 1000
+    (record,) = decode.run(place.settings(DecodeStage, prompt="Say 1", expert="qa@best"))
+    assert record["alpha"] == best
+    assert evaluate.run(place.settings(Evaluate, expert="qa@best", generate=False)).summary["chosen"] == best
+
+
+def test_the_curve_s_numbers_are_those_of_one_evaluation_at_a_time(place):
+    swept = run(place, generate=True)
+    alone = evaluate.run(place.settings(Evaluate, alpha=0.5, split="validation"))
+    row = next(row for row in swept.summary["rows"] if row["alpha"] == 0.5)
+    assert row == next(row for row in alone.summary["rows"] if row["system"] == "steered")
+
+
+def test_a_widened_sweep_computes_its_new_alphas_only(place, monkeypatch):
+    first = run(place)
+    before = points(place)
+    scored = []
+    compute = evaluate.compute
+    monkeypatch.setattr(evaluate, "compute", lambda *args: scored.append((args[-1], args[2])) or compute(*args))
+    wide = run(place, alphas=[0.25, *ALPHAS, 2.0])
+    assert scored == [("steered", [0.25, 2.0])]
+    assert len(points(place) - before) == 2 and steered(first).items() <= steered(wide).items()
+    assert wide.path == first.path
+    monkeypatch.setattr(evaluate.trios, "load", lambda *_: pytest.fail("a trio was loaded"))
+    assert steered(run(place)) == steered(first)
+
+
+def test_test_rows_choose_nothing(place, capsys):
+    found = run(place, split="test")
+    registry = Registry(place.outputs / "registry")
+    assert registry.resolve("qa").manifest.alpha is None and "best" not in registry.tags("qa")
+    assert found.summary["chosen"] == 1.0  # what an expert without a chosen alpha is steered with
+    assert "no alpha was chosen" in capsys.readouterr().out
+    assert not list(place.outputs.glob("sweeps/*/best.json"))
+
+
+def records(metrics: dict[float, tuple[float, float]]):
+    return {("base", None): []} | {
+        ("steered", alpha): [{"loss": loss, "tokens": 2, "metrics": {"own": metric, "other": 1 - metric}}]
+        for alpha, (loss, metric) in metrics.items()
+    }
+
+
+def test_the_best_is_by_loss_or_by_metric_and_of_equals_the_one_nearest_to_zero():
+    found = records({-1.0: (3.0, 0.9), 0.0: (3.0, 0.5), 0.5: (2.0, 0.4), 2.0: (2.0, 0.9)})
+    assert sweep.best(found, "loss") == 0.5
+    assert sweep.best(found, "metric") == -1.0
+
+
+def test_choosing_by_a_metric_that_is_not_measured_is_refused(place):
+    with pytest.raises(SettingsError, match="generate=true"):
+        run(place, select="metric")
+
+
+def test_the_demo_runs_every_stage_once_and_ends_with_the_test_table(place, monkeypatch, capsys):
+    training = {"name": "sft", "max_steps": 2, "eval_strategy": "no"}
+    settings = place.settings(Demo, method=training, alphas=[0.0, 1.0], examples=2, tracker={"name": "none"})
+    found = demo.run(settings)
+    out = capsys.readouterr().out
+    assert Path(out.splitlines()[-1]) == found.path and found.summary["split"] == "test"
+    assert [row["system"] for row in found.summary["rows"]] == ["base", "expert", "steered", "tuned"]
+    registry = Registry(place.outputs / "registry")
+    assert found.summary["expert"] == "qa@v2" == registry.resolve("qa@best").reference
+    assert found.summary["chosen"] == registry.resolve("qa@best").manifest.alpha
+    monkeypatch.setattr(demo.expert, "run", lambda *_: pytest.fail("it was tuned again"))
+    again = demo.run(settings)
+    assert json.loads(again.path.read_text())["rows"] == found.summary["rows"]
