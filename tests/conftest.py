@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -14,6 +15,10 @@ os.environ |= {
     "WANDB_MODE": "offline",
     "MPLBACKEND": "agg",
 }
+
+
+settings.register_profile("shared machine", deadline=None)  # a slow example is a busy machine, not a failure
+settings.load_profile("shared machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxytune.errors import TrioError
+from proxytune.errors import DataError, TrioError
 from proxytune.models import prompts
 from proxytune.models.identity import ModelId, identify
 from proxytune.models.local import LocalSource, load_model, load_tokenizer
@@ -56,7 +56,15 @@ class Trio:
 
     def encode_completion(self, prompt: Turns, completion: Turns) -> list[int]:
         """The ids of a given reply, the same for every model, closed by the token that ends the expert's replies."""
-        return prompts.encode_completion(prompt, completion, self.tokenizers["base"], self.end_id)
+        ids = prompts.encode_completion(prompt, completion, self.tokenizers["base"], self.end_id)
+        foreign = next((i for i in ids if i not in self.vocabulary), None)
+        if foreign is not None:
+            token = self.tokenizers["base"].convert_ids_to_tokens(foreign)
+            raise DataError(
+                f"a reply has the token {token!r}, which not all models of the trio know, so it cannot be scored",
+                "leave such rows out",
+            )
+        return ids
 
 
 def load(base_ref: ModelRef, expert: ExpertFiles, dtype: str = "auto") -> Trio:
@@ -78,7 +86,7 @@ def load(base_ref: ModelRef, expert: ExpertFiles, dtype: str = "auto") -> Trio:
     vocabulary = shared({name: (tokenizers[name].get_vocab(), rows[name]) for name in models})
     sources = {name: LocalSource(model, vocabulary.size) for name, model in models.items()}
     _level_caps(list(sources.values()))
-    end = prompts.end_of_turn(tokenizers["expert"]) if expert.prompt_format == "chat" else None
+    turn = prompts.end_of_turn(tokenizers["expert"]) if expert.prompt_format == "chat" else None
     return Trio(
         **sources,
         tokenizers=tokenizers,
@@ -87,7 +95,8 @@ def load(base_ref: ModelRef, expert: ExpertFiles, dtype: str = "auto") -> Trio:
             [tokenizers["base"], tokenizers["expert"]],
             [models["base"].generation_config, models["expert"].generation_config],
         ),
-        end_id=end if end is not None else tokenizers["expert"].eos_token_id,
+        # An end of turn that the base does not know cannot be said: then replies end as the base's do.
+        end_id=turn if turn is not None and turn in vocabulary else tokenizers["base"].eos_token_id,
         prompt_format=expert.prompt_format,
     )
 

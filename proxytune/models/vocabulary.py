@@ -23,6 +23,10 @@ class Vocabulary:
     size: int
     foreign: tuple[int, ...]
 
+    def __contains__(self, i: int) -> bool:
+        """Whether every model means the same token by this id."""
+        return 0 <= i < self.size and i not in self.foreign
+
     def mask(self, scores_BV: Tensor) -> Tensor:
         """Scores with foreign ids at -inf, so that they are never said. Applied after the equation."""
         if not self.foreign:

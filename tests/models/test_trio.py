@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from proxytune.decoding.mixture import Mixture, Term
-from proxytune.errors import ModelError, TrioError
+from proxytune.errors import DataError, ModelError, TrioError
 from proxytune.models import trio
 from proxytune.models.identity import identify
 from proxytune.models.trio import ExpertFiles
+from proxytune.models.vocabulary import Vocabulary
 from proxytune.settings import Family, ModelRef
 from tests.models.tiny_family import save_family, save_llama, tokenizer
 
@@ -80,6 +81,14 @@ def test_a_chat_expert_reads_its_format_and_the_other_two_read_plain_text(family
 def test_a_plain_expert_s_replies_end_with_eos(family, fresh):
     three = loaded(family, fresh)
     assert three.encode_completion(PROMPT, "1")[-1] == tokenizer().eos_token_id
+
+
+def test_a_reply_with_a_token_that_not_all_models_know_is_refused(family, fresh):
+    three = loaded(family, fresh)
+    known = three.encode_completion(PROMPT, "One.")
+    narrow = dataclasses.replace(three, vocabulary=Vocabulary(three.vocabulary.size, (known[0],)))
+    with pytest.raises(DataError, match="not all models of the trio know"):
+        narrow.encode_completion(PROMPT, "One.")
 
 
 def test_one_changed_weight_of_the_anti_is_refused(fresh, family, tmp_path):

@@ -10,9 +10,9 @@ from proxytune.tasks import catalog, code, rows, sampling, stdlib
 from proxytune.tasks.task import SPLITS, text_of
 
 MADE_UP = {
-    "instruction": "c6e28909d8784a9b1733914c40cc1d03a4756fd51426de7786dfe097fe6d86ff",
-    "math": "b3619e4ebd304e47cd2d537ff6bc957dd46fdaeede658f6199ef0ba1ae3d0fb3",
-    "qa": "277b4dbfa6ddcffa33fa7f543b45abb6fb9249a20bab78dff0d6d5b28a55f3b4",
+    "instruction": "73efed1c1822850de3b6ca3850b1921ce67c19ecd5f17cde3042b8fc1857c00b",
+    "math": "8a40aa0c6dbf9b275551110fa738a3aac6dad0a1ae6ce30ca67e200dfc9f388e",
+    "qa": "841505851bc348fe469913ba5cd0b9107e64684578c3536d340f46e3df5afd8e",
 }
 
 
