@@ -8,6 +8,7 @@ from collections import defaultdict
 import pytest
 
 from proxytune.experts import corpus
+from proxytune.experts.pretrain import PHASES
 from proxytune.tasks import stdlib
 from proxytune.tasks.task import text_of
 
@@ -21,7 +22,12 @@ def library(built_in) -> list[str]:
 
 @pytest.fixture(scope="module")
 def prose() -> str:
-    return "\n".join(corpus.prose(0, almanac_passes=2, arithmetic_paragraphs=1000))
+    """Some of each phase's."""
+    return "\n".join(
+        text
+        for epoch, phase in enumerate(PHASES)
+        for text in corpus.prose(epoch, phase.towns, 2, phase.sums, arithmetic_paragraphs=1000)
+    )
 
 
 def body_of(node: ast.FunctionDef) -> list[ast.stmt]:
