@@ -63,6 +63,7 @@ class Schedule:
     warmup_steps: int = 200
     weight_decay: float = 0.1
     held_out: float = 0.01
+    compiled: bool = True
     seed: int = 1
 
     @property
@@ -170,7 +171,7 @@ def train(
             adam_beta2=0.95,
             bf16=True,
             use_cpu=not cuda,
-            torch_compile=True,
+            torch_compile=schedule.compiled,
             eval_strategy="steps",
             eval_steps=max(1, schedule.steps // 10),
             logging_steps=max(1, schedule.steps // 100),

@@ -16,7 +16,7 @@ from proxytune.settings import Pretrain
 VOCABULARY = 2048
 
 
-def run(settings: Pretrain) -> dict[str, dict]:
+def run(settings: Pretrain, schedule: pretrain.Schedule | None = None) -> dict[str, dict]:
     """Train small and base and write each into settings.out; returns their figures, also kept there as training.json.
 
     The text is gathered once under outputs/pretrain, so that a killed run goes on with the very same documents.
@@ -29,7 +29,8 @@ def run(settings: Pretrain) -> dict[str, dict]:
         remove_folder(work)
     work.mkdir(parents=True, exist_ok=True)
     documents = _documents(work / "documents.jsonl.gz", settings.extra)
-    first = pretrain.PHASES[0]
+    schedule = schedule or pretrain.Schedule()
+    first = schedule.phases[0]
     made = corpus.prose(0, first.towns, 6, first.sums, 4000)
     tokenizer = corpus.train_tokenizer(itertools.chain(documents, made), VOCABULARY)
     figures = {}
@@ -39,7 +40,7 @@ def run(settings: Pretrain) -> dict[str, dict]:
             figures[name] = json.loads(done.read_text("utf-8"))
             continue
         started = time.monotonic()
-        figures[name] = pretrain.train(name, documents, tokenizer, pretrain.Schedule(), work, report=_say)
+        figures[name] = pretrain.train(name, documents, tokenizer, schedule, work, report=_say)
         figures[name] |= {
             "seconds": round(time.monotonic() - started),
             "python": platform.python_version(),
