@@ -20,7 +20,7 @@ BRIEF = Schedule(
 @pytest.fixture
 def few_documents(monkeypatch):
     monkeypatch.setattr(
-        corpus, "standard_library", lambda: iter(f"def f{i}(x):\n    return x + {i}\n" for i in range(200))
+        corpus, "standard_library", lambda: iter(f"def f{i}(x):\n    return x + {i}\n" * 40 for i in range(200))
     )
 
 
