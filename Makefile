@@ -18,6 +18,7 @@ WHICH  = task=$(TASK) family=$(FAMILY)
 
 # Small models on a CPU run many times faster on one thread. A real model on a CPU wants OMP_NUM_THREADS=<cores>.
 export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 # glibc gives large tensors back to the system after each use and pays for every page again: training takes 27% less so.
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
