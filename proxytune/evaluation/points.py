@@ -15,9 +15,10 @@ from proxytune.decoding.loop import Limits, Request, decode
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.scoring import Given, losses
 from proxytune.files import hash_json, read_jsonl, write_jsonl
+from proxytune.models.prompts import text_of
 from proxytune.settings import Decode
 from proxytune.steering.choice import Choice
-from proxytune.tasks.task import Row, Task, text_of
+from proxytune.tasks.task import Row, Task
 from proxytune.tracking.progress import track
 
 VERSION = 1  # raise when the meaning of a point's numbers changes

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from proxytune.decoding.loop import Limits, Reply, Request, decode, text_of
-from proxytune.decoding.mixture import Mixture, Term
 from proxytune.errors import DataError
 from proxytune.experts.registry import Expert
 from proxytune.files import write_jsonl
@@ -64,18 +63,8 @@ def write(
     stream: bool = False,
 ) -> list[dict[str, Any]]:
     """The records of one system's replies, in the prompts' order."""
-    base, tuned, anti = (Term(getattr(trio, role), role) for role in ("base", "expert", "anti"))
-    mixture = {
-        "base": Mixture(base, trio.vocabulary),
-        "expert": Mixture(tuned, trio.vocabulary),
-        "steered": Mixture(base, trio.vocabulary, ((tuned, anti),)),
-    }[system]
-    task = catalog.get(settings.task.name)
-    limits = Limits(
-        max_new_tokens=settings.decode.max_new_tokens or settings.task.max_new_tokens or task.max_new_tokens,
-        end_ids=trio.end_ids,
-        stop=tuple(settings.task.stop if settings.task.stop is not None else task.stop),
-    )
+    mixture = trios.mixtures(trio)[system]
+    limits = trios.limits(settings, catalog.get(settings.task.name), trio.end_ids)
     choice = Choice(settings.decode.temperature, settings.decode.top_k, settings.decode.top_p)
     requests = [
         Request(trio.encode(row["prompt"]), (alpha,) * len(mixture.pairs), seed=settings.decode.seed + i)

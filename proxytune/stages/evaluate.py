@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from proxytune.decoding.loop import Limits
 from proxytune.decoding.mixture import Mixture, Term
 from proxytune.evaluation import summary as summaries
 from proxytune.evaluation.points import Measure, Point, compute, keep, kept
@@ -92,16 +91,12 @@ def _measure(settings: Evaluate, expert: Expert) -> Measure:
     rows = data.held(settings.split)
     if data.rows["train"] and data.fingerprints["train"] != expert.manifest.data.fingerprint:
         print(f"proxytune: {expert.reference} was trained on other rows than this data's train split", file=sys.stderr)
-    limits = Limits(
-        max_new_tokens=settings.decode.max_new_tokens or settings.task.max_new_tokens or task.max_new_tokens,
-        stop=tuple(settings.task.stop if settings.task.stop is not None else task.stop),
-    )
     return Measure(
         task=task,
         rows=rows,
         fingerprint=data.fingerprints[settings.split],
         decode=settings.decode,
-        limits=limits,
+        limits=trios.limits(settings, task),
         generate=settings.generate,
         dtype=settings.family.dtype,
         score_batch_size=settings.score_batch_size,
@@ -146,12 +141,7 @@ def _compute(trio: Trio, measured: Measure, missing: list[Point]):
     replies = [trio.encode_completion(row["prompt"], row["completion"]) for row in measured.rows]
     tokenizer = trio.tokenizers["base"]
     measured = _ending(measured, trio.end_ids)
-    base, expert, anti = (Term(getattr(trio, role), role) for role in ("base", "expert", "anti"))
-    for system, mixture in (
-        ("base", Mixture(base, trio.vocabulary)),
-        ("expert", Mixture(expert, trio.vocabulary)),
-        ("steered", Mixture(base, trio.vocabulary, ((expert, anti),))),
-    ):
+    for system, mixture in trios.mixtures(trio).items():
         points = [point for point in missing if point.system == system]
         if points:
             alphas = [point.alpha or 0.0 for point in points]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from proxytune.decoding.loop import Limits
+from proxytune.decoding.mixture import Mixture, Term
 from proxytune.errors import TrioError
 from proxytune.experts.registry import Expert, Registry
 from proxytune.models import trio as trios
@@ -13,6 +15,7 @@ from proxytune.models.local import load_tokenizer
 from proxytune.models.trio import ExpertFiles, Trio
 from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.settings import ModelRef, Steering
+from proxytune.tasks.task import Task
 
 
 def find(settings: Steering) -> Expert:
@@ -86,6 +89,25 @@ def tuned_base(settings: Steering, expert: Expert, name: str | None) -> Expert |
 def whole_vocabulary(tokenizer, model) -> Vocabulary:
     """The vocabulary of a single model: every id that its tokenizer knows."""
     return shared({"model": (tokenizer.get_vocab(), model.get_output_embeddings().weight.shape[0])})
+
+
+def mixtures(trio: Trio) -> dict[str, Mixture]:
+    """The systems that are made of a trio's models, by name."""
+    base, expert, anti = (Term(getattr(trio, role), role) for role in ("base", "expert", "anti"))
+    return {
+        "base": Mixture(base, trio.vocabulary),
+        "expert": Mixture(expert, trio.vocabulary),
+        "steered": Mixture(base, trio.vocabulary, ((expert, anti),)),
+    }
+
+
+def limits(settings: Steering, task: Task, end_ids: frozenset[int] = frozenset()) -> Limits:
+    """When a reply ends: what the settings say, else the task."""
+    return Limits(
+        max_new_tokens=settings.decode.max_new_tokens or settings.task.max_new_tokens or task.max_new_tokens,
+        end_ids=end_ids,
+        stop=tuple(settings.task.stop if settings.task.stop is not None else task.stop),
+    )
 
 
 def weights_of(expert: Expert) -> dict[str, str]:

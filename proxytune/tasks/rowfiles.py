@@ -12,8 +12,9 @@ from typing import Any
 
 from proxytune import settings
 from proxytune.errors import DataError, did_you_mean
+from proxytune.models.prompts import text_of
 from proxytune.tasks import rows as forms
-from proxytune.tasks.task import SPLITS, Row, Task, text_of
+from proxytune.tasks.task import SPLITS, Row, Task
 
 VALIDATION_SHARE = 0.05  # of the training rows, where no validation file is named
 

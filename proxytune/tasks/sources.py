@@ -8,7 +8,8 @@ from pathlib import Path
 
 from proxytune import files, settings
 from proxytune.errors import DataError, SettingsError, StorageError
-from proxytune.tasks.task import SPLITS, Row, Task, text_of
+from proxytune.models.prompts import text_of
+from proxytune.tasks.task import SPLITS, Row, Task
 
 
 @dataclass(frozen=True)

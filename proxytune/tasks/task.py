@@ -52,8 +52,3 @@ class Task:
     @property
     def metric_name(self) -> str:
         return next(iter(self.metrics))
-
-
-def text_of(turns: str | list[Mapping[str, str]]) -> str:
-    """The plain text of a prompt or completion: itself, or the contents of its messages, a blank line apart."""
-    return turns if isinstance(turns, str) else "\n\n".join(turn["content"] for turn in turns)

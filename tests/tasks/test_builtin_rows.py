@@ -6,8 +6,9 @@ import pytest
 
 from proxytune import files
 from proxytune.errors import SettingsError
+from proxytune.models.prompts import text_of
 from proxytune.tasks import catalog, code, rows, sampling, stdlib
-from proxytune.tasks.task import SPLITS, text_of
+from proxytune.tasks.task import SPLITS
 
 MADE_UP = {
     "instruction": "73efed1c1822850de3b6ca3850b1921ce67c19ecd5f17cde3042b8fc1857c00b",

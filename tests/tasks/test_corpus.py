@@ -9,8 +9,8 @@ import pytest
 
 from proxytune.experts import corpus
 from proxytune.experts.pretrain import PHASES
+from proxytune.models.prompts import text_of
 from proxytune.tasks import stdlib
-from proxytune.tasks.task import text_of
 
 TRIVIAL = 40  # characters: `return name.lower().replace('-', '_')` is anybody's
 

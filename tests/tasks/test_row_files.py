@@ -8,8 +8,8 @@ import pytest
 
 from proxytune import settings
 from proxytune.errors import DataError
+from proxytune.models.prompts import text_of
 from proxytune.tasks import catalog, rowfiles, sources
-from proxytune.tasks.task import text_of
 
 PUBLIC = Path(__file__).resolve().parents[3] / "shared" / "data"
 FAMILY = settings.Family(
