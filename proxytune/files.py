@@ -84,6 +84,34 @@ def read_jsonl(path: Path) -> list[Any]:
         raise StorageError(f"{path} is damaged: {error}", "remove it and run the stage again") from error
 
 
+class Journal:
+    """Rows of JSON written one by one as work is done, so that a kill costs the row in hand and no more.
+
+    Opening reads the rows that are there, and drops the last if a kill cut it. StorageError names a file that is
+    damaged in the middle.
+    """
+
+    def __init__(self, path: Path):
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = path.read_bytes() if path.is_file() else b""
+            whole = data.rpartition(b"\n")[0] + b"\n" if b"\n" in data else b""
+            if len(whole) < len(data):
+                os.truncate(path, len(whole))
+            self.path, self.rows = path, read_jsonl(path) if whole else []
+            self._file = path.open("ab")
+
+    def append(self, row: Any) -> None:
+        with told(self.path):
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+
+    def remove(self) -> None:
+        """When its rows stand elsewhere."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

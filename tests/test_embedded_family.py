@@ -14,7 +14,8 @@ from proxytune.decoding.mixture import Mixture, Term
 from proxytune.decoding.scoring import Given, losses
 from proxytune.files import resource
 from proxytune.models import prompts
-from proxytune.models.local import LocalSource, load_model, load_tokenizer
+from proxytune.models.loading import load_model, load_tokenizer
+from proxytune.models.local import LocalSource
 from proxytune.models.vocabulary import Vocabulary
 from proxytune.settings import ModelRef
 from proxytune.tasks import catalog

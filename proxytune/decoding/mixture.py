@@ -7,23 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
-from proxytune.models.source import Source, Stream
+from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary
 from proxytune.steering.arithmetic import difference, steer
 
 # The ids each role reads before the reply: {"base": [...], "expert": [...], "anti": [...]}
 Prompts = Mapping[str, Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Term:
-    """A source and the role whose prompt it reads."""
-
-    source: Source
-    role: str
 
 
 @dataclass(frozen=True)
@@ -34,16 +27,23 @@ class Mixture:
     vocabulary: Vocabulary
     pairs: tuple[tuple[Term, Term], ...] = ()
 
-    def terms(self) -> list[Term]:
-        return [self.base, *(term for pair in self.pairs for term in pair)]
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """Every term once: experts that share an anti share its scores."""
+        return tuple(dict.fromkeys([self.base, *(term for pair in self.pairs for term in pair)]))
 
-    def combine(self, scores: Sequence[Tensor], alphas: Sequence[float | Tensor]) -> Tensor:
-        """The terms' scores, each (B, V), in the order of `terms()`, as steered scores, foreign ids masked."""
-        base_BV, rest = scores[0], scores[1:]
-        differences = [difference(rest[2 * i], rest[2 * i + 1]) for i in range(len(self.pairs))]
-        return self.vocabulary.mask(steer(base_BV, list(zip(differences, alphas, strict=True))))
+    @cached_property
+    def groups(self) -> tuple[tuple[Term, ...], ...]:
+        """The terms by source: those of one group are read in one forward."""
+        return tuple(
+            tuple(term for term in self.terms if term.source is source)
+            for source in dict.fromkeys(term.source for term in self.terms)
+        )
 
-    def start(self, prompts: Sequence[Prompts]) -> tuple[list[Stream], list[Tensor]]:
-        """One stream a term over the given rows, and each term's scores of the first token."""
-        started = [term.source.start([row[term.role] for row in prompts]) for term in self.terms()]
-        return [stream for stream, _ in started], [scores for _, scores in started]
+    def differences(self, scores: Mapping[Term, Tensor]) -> list[Tensor]:
+        return [difference(scores[expert], scores[anti]) for expert, anti in self.pairs]
+
+    def combine(self, scores: Mapping[Term, Tensor], alphas: Sequence[float | Tensor]) -> Tensor:
+        """The terms' scores (..., V) as steered scores, foreign ids masked."""
+        differences = zip(self.differences(scores), alphas, strict=True)
+        return self.vocabulary.mask(steer(scores[self.base], list(differences)))

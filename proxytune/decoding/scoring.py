@@ -6,13 +6,14 @@ of alphas costs one forward of each model. The normaliser needs the whole vocabu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from proxytune.decoding.mixture import Mixture, Prompts
-from proxytune.steering.arithmetic import difference, steer
+from proxytune.decoding.mixture import Mixture, Prompts, Term
+from proxytune.steering.arithmetic import steer
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,23 @@ def losses(
     """
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
-        scored = [
-            term.source.score([row.prompts[term.role] for row in batch], [row.completion for row in batch])
-            for term in mixture.terms()
+        scores: dict[Term, list[Tensor]] = {}
+        for group in mixture.groups:
+            prompts = [[row.prompts[term.role] for term in group] for row in batch]
+            members = [term.member for term in group]
+            found = group[0].source.score(prompts, [row.completion for row in batch], members)
+            scores |= {term: [each[m] for each in found] for m, term in enumerate(group)}
+        yield [
+            _row(mixture, {term: each[i] for term, each in scores.items()}, row.completion, alphas)
+            for i, row in enumerate(batch)
         ]
-        yield [_row(mixture, [term[i] for term in scored], row, alphas) for i, row in enumerate(batch)]
 
 
-def _row(mixture: Mixture, scores, row: Given, alphas) -> list[float]:
-    base_TV, rest = scores[0], [s.to(scores[0].device) for s in scores[1:]]
-    differences = [difference(rest[2 * i], rest[2 * i + 1]) for i in range(len(mixture.pairs))]
-    wanted_T = torch.tensor(list(row.completion), device=base_TV.device)
+def _row(mixture: Mixture, scores: Mapping[Term, Tensor], completion: Sequence[int], alphas) -> list[float]:
+    base_TV = scores[mixture.base]
+    scores = {term: each.to(base_TV.device) for term, each in scores.items()}
+    differences = mixture.differences(scores)
+    wanted_T = torch.tensor(list(completion), device=base_TV.device)
     found = []
     for entry in alphas:
         steered_TV = mixture.vocabulary.mask(steer(base_TV, list(zip(differences, entry, strict=True))))

@@ -6,18 +6,18 @@ decoded. So a repeated, killed or widened run computes only what is missing, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxytune.decoding.loop import Limits, Request, decode
+from proxytune.decoding.engine import build
 from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.request import Limits, Request, sampling
 from proxytune.decoding.scoring import Given, losses
-from proxytune.files import hash_json, read_jsonl, write_jsonl
+from proxytune.files import Journal, hash_json, read_jsonl, write_jsonl
 from proxytune.models.prompts import text_of
 from proxytune.settings import Decode
-from proxytune.steering.choice import Choice
 from proxytune.tasks.task import Row, Task
 from proxytune.tracking.progress import track
 
@@ -58,13 +58,17 @@ class Measure:
                 "alpha": point.alpha,
                 "models": point.models,
                 "dtype": self.dtype,
-                "decode": self.decode.model_dump(exclude={"batch_size"}) if self.generate else None,
-                "limits": [self.limits.max_new_tokens, sorted(self.limits.end_ids), list(self.limits.stop)],
+                "decode": self.decode.content() if self.generate else None,
+                "limits": [self.limits.max_new_tokens, list(self.limits.stop)],
             }
         )[:24]
 
     def path(self, outputs: Path, point: Point) -> Path:
         return outputs / "points" / f"{self.task.name}-{point.system}-{self.key(point)}.jsonl"
+
+    def part(self, outputs: Path, point: Point) -> Path:
+        """Where a point's replies are kept while it is computed."""
+        return self.path(outputs, point).with_suffix(".part")
 
 
 def kept(outputs: Path, measure: Measure, point: Point) -> list[dict[str, Any]] | None:
@@ -76,41 +80,52 @@ def kept(outputs: Path, measure: Measure, point: Point) -> list[dict[str, Any]] 
 def compute(
     measure: Measure,
     mixture: Mixture,
-    alphas: Sequence[float],
+    alphas: Sequence[Sequence[float]],
     prompts: Sequence,
     completions: Sequence,
     tokenizer,
     label: str,
-) -> Iterator[list[dict[str, Any]]]:
-    """Score the rows under one mixture: for each alpha, as soon as it is done, the records of all rows in order.
+    parts: Sequence[Path] = (),
+) -> list[list[dict[str, Any]]]:
+    """Score the rows under one mixture: for each alpha the records of all rows in order. One pass for all alphas.
+
+    alphas: for each a number for every pair of the mixture. parts: for each a file in which its replies are kept as
+    they are written; those that a killed run left there are not written again.
 
     A record holds id, loss (summed nats of the reference reply with its end token), tokens (how many that is), and,
     where replies are written, text, finish_reason and every metric of the task.
     """
-    each = [[alpha] * len(mixture.pairs) for alpha in alphas]
     given = [Given(p, c) for p, c in zip(prompts, completions, strict=True)]
     size = measure.score_batch_size
-    batches = losses(mixture, given, each, batch_size=size)
+    batches = losses(mixture, given, alphas, batch_size=size)
     found = [row for batch in track(batches, f"{label}: loss", -(-len(given) // size)) for row in batch]
-    for a, alpha in enumerate(alphas):
-        records = [
-            {"id": row["id"], "loss": found[i][a], "tokens": len(completions[i])} for i, row in enumerate(measure.rows)
-        ]
-        if measure.generate:
-            name = f"{label}: replies" + (f", alpha {alpha:g}" if mixture.pairs else "")
-            _write_replies(measure, mixture, alpha, prompts, records, tokenizer, name)
-        yield records
+    records = [
+        [{"id": row["id"], "loss": found[i][a], "tokens": len(completions[i])} for i, row in enumerate(measure.rows)]
+        for a in range(len(alphas))
+    ]
+    if measure.generate:
+        journals = [Journal(path) for path in parts]
+        _write_replies(measure, mixture, alphas, prompts, records, tokenizer, f"{label}: replies", journals)
+    return records
 
 
-def _write_replies(measure, mixture, alpha, prompts, records, tokenizer, label) -> None:
-    choice = Choice(measure.decode.temperature, measure.decode.top_k, measure.decode.top_p)
-    requests = [Request(p, (alpha,) * len(mixture.pairs), seed=measure.decode.seed + i) for i, p in enumerate(prompts)]
-    replies = decode(mixture, requests, choice, measure.limits, tokenizer, batch_size=measure.decode.batch_size)
-    for i, reply in track(replies, label, len(requests)):
+def _write_replies(measure, mixture, alphas, prompts, records, tokenizer, label, journals) -> None:
+    """The replies of all alphas together: they share the reading of the prompts, and the forwards."""
+    for a, journal in enumerate(journals):
+        for row in journal.rows:
+            records[a][row["row"]] |= row["reply"]
+    places = [(i, a) for i in range(len(prompts)) for a in range(len(alphas)) if "text" not in records[a][i]]
+    requests = [Request(prompts[i], measure.limits, tuple(alphas[a]), sampling(measure.decode, i)) for i, a in places]
+    replies = build(mixture, tokenizer, measure.decode).run(requests)
+    for number, reply in track(replies, label, len(requests)):
+        i, a = places[number]
         reference = text_of(measure.rows[i]["completion"])
         scores = {name: float(score(reference, reply.text)) for name, score in measure.task.metrics.items()}
-        records[i] |= {"text": reply.text, "finish_reason": reply.finish_reason, "metrics": scores}
+        records[a][i] |= (found := {"text": reply.text, "finish_reason": reply.finish_reason, "metrics": scores})
+        if journals:
+            journals[a].append({"row": i, "reply": found})
 
 
 def keep(outputs: Path, measure: Measure, point: Point, records: list[dict[str, Any]]) -> None:
     write_jsonl(measure.path(outputs, point), records)
+    measure.part(outputs, point).unlink(missing_ok=True)

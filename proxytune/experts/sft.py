@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxytune.errors import SettingsError, StorageError, did_you_mean
 from proxytune.files import hash_file, read_json, remove_folder, write_json
-from proxytune.models.local import load_model, load_tokenizer
+from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.quiet import quiet
 from proxytune.settings import ModelRef, Peft
 from proxytune.tasks.task import Row

@@ -27,7 +27,7 @@ class ModelId(Section):
 
 def identify(ref: ModelRef, tokenizer) -> ModelId:
     """The identity of the checkpoint that `ref` names now; hashes weight files unless the hub's cache knows them."""
-    from proxytune.models.local import locate  # imports torch, which a look at the registry does not need
+    from proxytune.models.loading import locate  # imports torch, which a look at the registry does not need
 
     return ModelId(
         model=ref.model,

@@ -2,165 +2,144 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from proxytune.errors import ModelError
-from proxytune.files import resource
-from proxytune.models.quiet import quiet
-from proxytune.settings import ModelRef
-
-EMBEDDED = "embedded:"
+from proxytune.models.members import Active
+from proxytune.models.slots import Slots, visible
+from proxytune.steering.arithmetic import uncap
 
 
 class LocalSource:
     """A causal language model of transformers as a source, its scores cut to the first `vocabulary` ids.
 
-    `uncap_at` undoes soft-capping at that value; None leaves scores as they are.
+    active: the switch of its members, where adapters were attached; a bare model is member 0. `uncap_at` undoes
+    soft-capping at that value; None leaves scores as they are. Raises ModelError for a model whose state is no cache of
+    keys and values: it could not be read again from an earlier position.
     """
 
-    def __init__(self, model, vocabulary: int | None = None, uncap_at: float | None = None):
+    def __init__(
+        self, model, vocabulary: int | None = None, uncap_at: float | None = None, active: Active | None = None
+    ):
         self.model = model.eval()
-        self.vocabulary = vocabulary or model.config.get_text_config().vocab_size
+        self.text = model.config.get_text_config()
+        self.vocabulary = vocabulary or self.text.vocab_size
         self.uncap_at = uncap_at
+        self.active = active or Active()
+        self.kinds = _kinds(model)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
     @property
-    def soft_cap(self) -> float | None:
-        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+    def rows(self) -> int:
+        """Rows of the head: ids that the model has scores for, padding included."""
+        return self.model.get_output_embeddings().weight.shape[0]
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> tuple[LocalStream, Tensor]:
-        stream = LocalStream(self, prompts)
-        return stream, stream.first_scores
+    @property
+    def soft_cap(self) -> float | None:
+        return getattr(self.text, "final_logit_softcapping", None)
+
+    @property
+    def longest(self) -> int | None:
+        """The positions that the model has; None if it does not say."""
+        return getattr(self.text, "max_position_embeddings", None)
+
+    def open(self, rows: int, length: int, members: Sequence[int] = (0,)) -> LocalStream:
+        return LocalStream(self, rows, length, tuple(members))
 
     @torch.inference_mode()
-    def score(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[Tensor]:
-        rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-        width = max(map(len, rows)) - 1  # the last token of a row is only predicted, never read
-        ids_BT = torch.zeros(len(rows), width, dtype=torch.int64)
+    def score(
+        self,
+        prompts: Sequence[Sequence[Sequence[int]]],
+        completions: Sequence[Sequence[int]],
+        members: Sequence[int] = (0,),
+    ) -> list[list[Tensor]]:
+        flat = [
+            ([*prompt, *completion], len(prompt))
+            for each, completion in zip(prompts, completions, strict=True)
+            for prompt in each
+        ]
+        width = max(len(ids) for ids, _ in flat) - 1  # the last token of a row is only predicted, never read
+        ids_BT = torch.zeros(len(flat), width, dtype=torch.int64)
         mask_BT = torch.zeros_like(ids_BT)
-        for i, row in enumerate(rows):
-            ids_BT[i, : len(row) - 1] = torch.tensor(row[:-1])
-            mask_BT[i, : len(row) - 1] = 1
-        keep = min(map(len, prompts)) - 1  # no prompt ends before this position
+        for i, (ids, _) in enumerate(flat):
+            ids_BT[i, : len(ids) - 1] = torch.tensor(ids[:-1])
+            mask_BT[i, : len(ids) - 1] = 1
+        keep = min(start for _, start in flat) - 1  # no prompt ends before this position
+        self.active.members = tuple(members)
         logits_BTV = self.model(
             input_ids=ids_BT.to(self.device),
             attention_mask=mask_BT.to(self.device),
             logits_to_keep=torch.arange(keep, width, device=self.device),
             use_cache=False,
         ).logits
-        return [
-            self.cut(logits_BTV[i, len(prompt) - 1 - keep : len(row) - 1 - keep])
-            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+        scores = [
+            self.cut(logits_BTV[i, start - 1 - keep : len(ids) - 1 - keep]) for i, (ids, start) in enumerate(flat)
         ]
+        return [scores[i : i + len(members)] for i in range(0, len(scores), len(members))]
 
     def cut(self, logits: Tensor) -> Tensor:
         """Raw logits (..., rows of lm_head) to scores (..., V), soft-capping undone where asked."""
-        from proxytune.steering.arithmetic import uncap
-
         scores = logits[..., : self.vocabulary]
         return uncap(scores, self.uncap_at) if self.uncap_at else scores
 
 
 class LocalStream:
-    """Sequences in progress: padded on the left, so that every row's newest token stands in the last column.
+    """Sequences in progress in one model; sequence (row, m) lies at row * M + m of the cache."""
 
-    A row's positions count its own tokens only, and padding is masked, so its neighbours do not change its scores.
-    """
+    def __init__(self, source: LocalSource, rows: int, length: int, members: tuple[int, ...]):
+        self.source, self.members = source, members
+        self.slots = Slots(rows * len(members), length)
 
-    @torch.inference_mode()
-    def __init__(self, source: LocalSource, prompts: Sequence[Sequence[int]]):
-        from transformers import DynamicCache
+    def read(self, tokens_NMQ: Tensor, starts_NM: Tensor, *, first: int = 0, member: int | None = None) -> Tensor:
+        logits = self._forward(tokens_NMQ, starts_NM, first, member, logits_to_keep=0)
+        return self.source.cut(logits).unflatten(0, tokens_NMQ.shape[:2])
 
-        self.source = source
-        width = max(map(len, prompts))
-        ids_BT = torch.zeros(len(prompts), width, dtype=torch.int64)
-        self.mask_BT = torch.zeros_like(ids_BT)
-        for i, prompt in enumerate(prompts):
-            ids_BT[i, width - len(prompt) :] = torch.tensor(list(prompt))
-            self.mask_BT[i, width - len(prompt) :] = 1
-        self.mask_BT = self.mask_BT.to(source.device)
-        self.cache = DynamicCache(config=source.model.config)
-        self.first_scores = self._forward(ids_BT.to(source.device), (self.mask_BT.cumsum(-1) - 1).clamp(min=0))
+    def fill(self, tokens_NMQ: Tensor, starts_NM: Tensor, *, first: int = 0) -> None:
+        self._forward(tokens_NMQ, starts_NM, first, None, logits_to_keep=1)
+
+    def copy(self, row: int, to: int) -> None:
+        size = len(self.members)
+        self.slots.copy(slice(row * size, (row + 1) * size), slice(to * size, (to + 1) * size))
 
     @torch.inference_mode()
-    def advance(self, tokens_B: Tensor) -> Tensor:
-        self.mask_BT = torch.cat([self.mask_BT, torch.ones_like(self.mask_BT[:, :1])], dim=-1)
-        return self._forward(tokens_B.to(self.source.device)[:, None], self.mask_BT.sum(-1, keepdim=True) - 1)
-
-    def keep(self, rows: Tensor) -> None:
-        rows = rows.to(self.source.device)
-        self.mask_BT = self.mask_BT[rows]
-        self.cache.batch_select_indices(rows)
-
-    def _forward(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        logits_B1V = self.source.model(
-            input_ids=ids_BT,
-            attention_mask=self.mask_BT,
-            position_ids=positions_BT,
-            past_key_values=self.cache,
-            logits_to_keep=1,
+    def _forward(self, tokens_NMQ: Tensor, starts_NM: Tensor, first: int, member: int | None, logits_to_keep: int):
+        size, width = len(self.members), tokens_NMQ.shape[2]
+        begin, end = first * size, (first + len(tokens_NMQ)) * size
+        rows = slice(begin, end) if member is None else slice(begin + member, end, size)
+        self.source.active.members = self.members if member is None else (self.members[member],)
+        starts_N = starts_NM.flatten()
+        used = self.slots.aim(rows, starts_N, width)
+        device = self.source.device
+        positions_NQ = (starts_N[:, None] + torch.arange(width)).to(device, non_blocking=True)
+        eager = self.source.model.config._attn_implementation == "eager"
+        mask = visible(self.source.kinds, positions_NQ, used, self.source.model.dtype if eager else None)
+        return self.source.model(
+            input_ids=tokens_NMQ.flatten(0, 1).to(device),
+            attention_mask=mask,
+            position_ids=positions_NQ,
+            past_key_values=self.slots,
+            logits_to_keep=logits_to_keep,
             use_cache=True,
         ).logits
-        return self.source.cut(logits_B1V[:, -1])
 
 
-def locate(ref: ModelRef) -> str:
-    """What `from_pretrained` takes: a folder for embedded and local models, else the hub's name."""
-    if ref.model.startswith(EMBEDDED):
-        folder = resource("data") / "tiny" / ref.model.removeprefix(EMBEDDED)
-        if not folder.is_dir():
-            raise ModelError(f"there is no embedded model {ref.model!r}", "known: embedded:small, embedded:base")
-        return str(folder)
-    return str(Path(ref.model).expanduser()) if Path(ref.model).expanduser().is_dir() else ref.model
-
-
-def load_tokenizer(ref: ModelRef):
-    """The model's tokenizer. Raises ModelError in one line where it cannot be had."""
-    from transformers import AutoTokenizer
-
-    with _told(ref):
-        return AutoTokenizer.from_pretrained(locate(ref), revision=ref.revision)
-
-
-def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
-    """The model with evaluation numerics on the best device there is; a LoRA adapter is merged into its weights.
-
-    dtype auto: what the checkpoint says on a GPU, float32 on a CPU. Pickled weights are refused.
-    """
-    from transformers import AutoModelForCausalLM
-
-    cuda = torch.cuda.is_available()
-    chosen = ("auto" if cuda else torch.float32) if dtype == "auto" else getattr(torch, dtype)
-    with _told(ref), quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            locate(ref), revision=ref.revision, dtype=chosen, use_safetensors=True, trust_remote_code=False
-        )
-        if adapter is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    return model.to("cuda" if cuda else "cpu").eval()
-
-
-@contextlib.contextmanager
-def _told(ref: ModelRef) -> Generator[None]:
-    """Whatever the libraries raise for a model that cannot be had, as one line. Broken files raise nearly anything."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        name = ref.model + (f" at revision {ref.revision}" if ref.revision else "")
-        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+def _kinds(model) -> dict[str, int | None]:
+    """The kinds of attention layers a model has, each with its window (None: all that came before)."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    names = getattr(config, "layer_types", None) or (["sliding_attention"] if window else ["full_attention"])
+    kinds = {"full_attention": None, "sliding_attention": window}
+    other = next((name for name in names if name not in kinds), None)
+    if other or getattr(model, "_is_stateful", False):
         raise ModelError(
-            f"cannot load the model {name}: {kind}{str(error).strip().partition(chr(10))[0]}",
-            "check the name and revision, log in with `hf auth login` for gated models, or give a local folder",
-        ) from error
+            f"{config.model_type} has {other or 'recurrent'} layers, whose state cannot be read again from an earlier "
+            "position",
+            "use a model with full or sliding-window attention only",
+        )
+    return {name: kinds[name] for name in dict.fromkeys(names)}

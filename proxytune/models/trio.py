@@ -6,6 +6,7 @@ names it by hash, and a trio whose anti is another one is refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 from proxytune.errors import DataError, TrioError
 from proxytune.models import prompts
 from proxytune.models.identity import ModelId, identify
-from proxytune.models.local import LocalSource, load_model, load_tokenizer
+from proxytune.models.loading import load_model, load_tokenizer
+from proxytune.models.local import LocalSource
+from proxytune.models.members import attach, separable
 from proxytune.models.prompts import Format, Turns
+from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.settings import ModelRef
 
@@ -35,23 +39,23 @@ class ExpertFiles:
 
 @dataclass(frozen=True)
 class Trio:
-    """Three sources over one vocabulary, each with its own tokenizer for prompts; replies use the base's tokenizer."""
+    """Base and pairs of expert and anti over one vocabulary; replies use the base's tokenizer.
 
-    base: LocalSource
-    expert: LocalSource
-    anti: LocalSource
+    tokenizers and formats: how each role's prompt is put; a further expert has a role of its own (`expert2`).
+    """
+
+    base: Term
+    pairs: tuple[tuple[Term, Term], ...]
     tokenizers: dict[str, Any]
+    formats: dict[str, Format]
     vocabulary: Vocabulary
     end_ids: frozenset[int]
     end_id: int
-    prompt_format: Format
 
     def encode(self, prompt: Turns) -> dict[str, list[int]]:
-        """The ids each role reads: the expert in the format it was tuned with, base and anti plain."""
+        """The ids each role reads: an expert in the format it was tuned with, base and anti plain."""
         return {
-            "base": prompts.encode(prompt, self.tokenizers["base"], "plain"),
-            "expert": prompts.encode(prompt, self.tokenizers["expert"], self.prompt_format),
-            "anti": prompts.encode(prompt, self.tokenizers["anti"], "plain"),
+            role: prompts.encode(prompt, tokenizer, self.formats[role]) for role, tokenizer in self.tokenizers.items()
         }
 
     def encode_completion(self, prompt: Turns, completion: Turns) -> list[int]:
@@ -67,38 +71,70 @@ class Trio:
         return ids
 
 
-def load(base_ref: ModelRef, expert: ExpertFiles, dtype: str = "auto") -> Trio:
-    """Load and check a trio. Raises TrioError, saying what to do, when its members do not belong together."""
-    anti_ref = ModelRef(model=expert.anti.model, revision=expert.anti.revision)
-    tokenizers = {
-        "base": load_tokenizer(base_ref),
-        "expert": load_tokenizer(ModelRef(model=str(expert.folder))),
-        "anti": load_tokenizer(anti_ref),
-    }
-    check_anti(expert, anti_ref, tokenizers["anti"])
-    expert_model = (
-        load_model(anti_ref, dtype, adapter=expert.folder)
-        if expert.adapter
-        else load_model(ModelRef(model=str(expert.folder)), dtype)
-    )
-    models = {"base": load_model(base_ref, dtype), "expert": expert_model, "anti": load_model(anti_ref, dtype)}
-    rows = {name: model.get_output_embeddings().weight.shape[0] for name, model in models.items()}
-    vocabulary = shared({name: (tokenizers[name].get_vocab(), rows[name]) for name in models})
-    sources = {name: LocalSource(model, vocabulary.size) for name, model in models.items()}
-    _level_caps(list(sources.values()))
-    turn = prompts.end_of_turn(tokenizers["expert"]) if expert.prompt_format == "chat" else None
+def load(base_ref: ModelRef, experts: Sequence[ExpertFiles], dtype: str = "auto") -> Trio:
+    """Load and check a trio, or a base with several pairs.
+
+    LoRA experts of one anti are rows of one model with it; others are models of their own. Raises TrioError, saying
+    what to do, when members do not belong together.
+    """
+    tokenizers: dict[str, Any] = {"base": load_tokenizer(base_ref)}
+    antis = list(dict.fromkeys(expert.anti for expert in experts))
+    for number, expert in enumerate(experts):
+        anti_role = _role("anti", antis.index(expert.anti))
+        anti_ref = ModelRef(model=expert.anti.model, revision=expert.anti.revision)
+        tokenizers[_role("expert", number)] = load_tokenizer(ModelRef(model=str(expert.folder)))
+        if anti_role not in tokenizers:
+            tokenizers[anti_role] = load_tokenizer(anti_ref)
+        check_anti(expert, anti_ref, tokenizers[anti_role])
+    places: dict[str, tuple[LocalSource, int]] = {"base": (LocalSource(load_model(base_ref, dtype)), 0)}
+    for place, anti in enumerate(antis):
+        own = {_role("expert", n): expert for n, expert in enumerate(experts) if expert.anti == anti}
+        places |= _small(anti, _role("anti", place), own, dtype)
+    vocabulary = shared({role: (tokenizers[role].get_vocab(), source.rows) for role, (source, _) in places.items()})
+    sources = list(dict.fromkeys(source for source, _ in places.values()))
+    for source in sources:
+        source.vocabulary = vocabulary.size
+    _level_caps(sources)
+    found = {role: Term(source, role, member) for role, (source, member) in places.items()}
+    chat = next((n for n, expert in enumerate(experts) if expert.prompt_format == "chat"), None)
+    turn = prompts.end_of_turn(tokenizers[_role("expert", chat)]) if chat is not None else None
+    generation = [source.model.generation_config for source in sources]
     return Trio(
-        **sources,
+        base=found["base"],
+        pairs=tuple(
+            (found[_role("expert", n)], found[_role("anti", antis.index(expert.anti))])
+            for n, expert in enumerate(experts)
+        ),
         tokenizers=tokenizers,
+        formats={role: "plain" for role in tokenizers}
+        | {_role("expert", n): expert.prompt_format for n, expert in enumerate(experts)},
         vocabulary=vocabulary,
         end_ids=prompts.end_ids(
-            [tokenizers["base"], tokenizers["expert"]],
-            [models["base"].generation_config, models["expert"].generation_config],
+            [tokenizer for role, tokenizer in tokenizers.items() if not role.startswith("anti")], generation
         ),
         # An end of turn that the base does not know cannot be said: then replies end as the base's do.
         end_id=turn if turn is not None and turn in vocabulary else tokenizers["base"].eos_token_id,
-        prompt_format=expert.prompt_format,
     )
+
+
+def _role(kind: str, number: int) -> str:
+    return kind if number == 0 else f"{kind}{number + 1}"
+
+
+def _small(anti: ModelId, anti_role: str, experts: dict[str, ExpertFiles], dtype: str):
+    """The source and member of an anti and its experts: those that are plain adapters share the anti's weights."""
+    ref = ModelRef(model=anti.model, revision=anti.revision)
+    sharing = {role: expert for role, expert in experts.items() if expert.adapter and separable(expert.folder)}
+    model = load_model(ref, dtype)
+    active = attach(model, [expert.folder for expert in sharing.values()])
+    source = LocalSource(model, active=active)
+    found = {role: (source, member) for member, role in enumerate([anti_role, *sharing])}
+    for role, expert in experts.items():
+        if role not in sharing:
+            own = ModelRef(model=str(expert.folder))
+            merged = load_model(ref, dtype, adapter=expert.folder) if expert.adapter else load_model(own, dtype)
+            found[role] = (LocalSource(merged), 0)
+    return found
 
 
 def check_anti(expert: ExpertFiles, anti_ref: ModelRef, tokenizer) -> None:

@@ -27,13 +27,13 @@ class Vocabulary:
         """Whether every model means the same token by this id."""
         return 0 <= i < self.size and i not in self.foreign
 
-    def mask(self, scores_BV: Tensor) -> Tensor:
-        """Scores with foreign ids at -inf, so that they are never said. Applied after the equation."""
+    def mask(self, scores: Tensor) -> Tensor:
+        """Scores (..., V) with foreign ids at -inf, so that they are never said. Applied after the equation."""
         if not self.foreign:
-            return scores_BV
-        scores_BV = scores_BV.clone()
-        scores_BV[:, list(self.foreign)] = -float("inf")
-        return scores_BV
+            return scores
+        scores = scores.clone()
+        scores[..., list(self.foreign)] = -float("inf")
+        return scores
 
 
 def shared(vocabularies: Mapping[str, tuple[Mapping[str, int], int]]) -> Vocabulary:

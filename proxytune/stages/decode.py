@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proxytune.decoding.loop import Limits, Reply, Request, decode, text_of
+from proxytune.decoding.engine import build
+from proxytune.decoding.request import Reply, Request, sampling
+from proxytune.decoding.streaming import Pieces
 from proxytune.errors import DataError
 from proxytune.experts.registry import Expert
 from proxytune.files import write_jsonl
@@ -17,7 +19,6 @@ from proxytune.models.trio import Trio
 from proxytune.settings import DecodeStage
 from proxytune.stages import trio as trios
 from proxytune.stages.start import start
-from proxytune.steering.choice import Choice
 from proxytune.tasks import catalog
 from proxytune.tracking.progress import track
 
@@ -65,23 +66,24 @@ def write(
     """The records of one system's replies, in the prompts' order."""
     mixture = trios.mixtures(trio)[system]
     limits = trios.limits(settings, catalog.get(settings.task.name), trio.end_ids)
-    choice = Choice(settings.decode.temperature, settings.decode.top_k, settings.decode.top_p)
+    alphas = trios.alphas(settings, mixture, alpha)
     requests = [
-        Request(trio.encode(row["prompt"]), (alpha,) * len(mixture.pairs), seed=settings.decode.seed + i)
-        for i, row in enumerate(asked)
+        Request(trio.encode(row["prompt"]), limits, alphas, sampling(settings.decode, i)) for i, row in enumerate(asked)
     ]
     tokenizer = trio.tokenizers["base"]
-    printer = _Printer(limits, tokenizer) if stream else None
+    pieces = Pieces(limits, tokenizer)
+
+    def show_piece(_: int, reply: Reply) -> None:
+        print(pieces.next(reply), end="" if reply.finish_reason is None else "\n", flush=True)
+
     replies: list[Reply | None] = [None] * len(asked)
-    found = decode(
-        mixture, requests, choice, limits, tokenizer, batch_size=settings.decode.batch_size, on_token=printer
-    )
+    found = build(mixture, tokenizer, settings.decode).run(requests, on_token=show_piece if stream else None)
     for i, reply in found if stream else track(found, f"{system}: replies", len(asked)):
         replies[i] = reply
-    if printer:
-        printer.finish(replies[0])
     models = {"base": settings.base_ref.model, "expert": expert.reference, "anti": expert.manifest.anti.model}
-    used = {"base": ("base",), "expert": ("expert",), "steered": ("base", "expert", "anti")}[system]
+    for number, (other, other_alpha) in enumerate(trios.held(settings), 2):
+        models[f"expert{number}"] = f"{other.reference} at {other_alpha:g}"
+    used = {"base": ("base",), "expert": ("expert",), "steered": tuple(models)}[system]
     return [
         {
             "id": row["id"],
@@ -92,7 +94,7 @@ def write(
             "alpha": alpha if system == "steered" else None,
             "finish_reason": reply.finish_reason,
             "models": {role: models[role] for role in used},
-            "seed": request.seed,
+            "seed": request.sampling.seed,
         }
         for row, request, reply in zip(asked, requests, replies, strict=True)
         if reply is not None
@@ -150,28 +152,6 @@ def _read_row(path: Path, number: int, line: str) -> Prompt:
             f"{path} line {number} is not a prompt: {line[:60]}", 'give {"prompt": "..."} or {"messages": [...]}'
         ) from None
     return {"id": str(row.get("id", number)), "prompt": turns}
-
-
-class _Printer:
-    """Prints a reply as it grows; half a character, and what may become a stop string, is held back."""
-
-    def __init__(self, limits: Limits, tokenizer):
-        self.limits, self.tokenizer, self.shown = limits, tokenizer, 0
-        self.held = max(map(len, limits.stop), default=1) - 1
-
-    def __call__(self, index: int, reply: Reply) -> None:
-        text = text_of(reply, self.limits, self.tokenizer)
-        if reply.finish_reason is None and not text.endswith("\ufffd"):
-            self._print(text[: len(text) - self.held])
-
-    def finish(self, reply: Reply | None) -> None:
-        if reply is not None:
-            self._print(reply.text)
-            print(flush=True)
-
-    def _print(self, text: str) -> None:
-        print(text[self.shown :], end="", flush=True)
-        self.shown = max(self.shown, len(text))
 
 
 def show(asked: Sequence[Prompt], records: Sequence[dict[str, Any]]) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from proxytune.decoding.mixture import Mixture, Term
+from proxytune.decoding.mixture import Mixture
 from proxytune.evaluation import summary as summaries
 from proxytune.evaluation.points import Measure, Point, compute, keep, kept
 from proxytune.evaluation.summary import Scores
 from proxytune.experts.registry import Expert, Registry
 from proxytune.files import write_json
 from proxytune.models import prompts
-from proxytune.models.local import LocalSource, load_model, load_tokenizer
+from proxytune.models.loading import load_model, load_tokenizer
+from proxytune.models.local import LocalSource
+from proxytune.models.source import Term
 from proxytune.models.trio import Trio
 from proxytune.settings import Evaluate, ModelRef
 from proxytune.stages import trio as trios
@@ -111,7 +113,9 @@ def _points(settings: Evaluate, expert: Expert, measured: Measure, alphas: Seque
     }
     own = {"anti": small, "expert": trios.weights_of(expert)}
     wanted = [Point("base", None, {"base": base}), Point("expert", None, own)]
-    wanted += [Point("steered", alpha, {"base": base, **own}) for alpha in alphas]
+    beside = [[trios.weights_of(other), alpha] for other, alpha in trios.held(settings)]
+    whole = {"base": base, **own} | ({"held": beside} if beside else {})
+    wanted += [Point("steered", alpha, whole) for alpha in alphas]
     found: Records = {}
     missing = []
     for point in wanted:
@@ -121,7 +125,7 @@ def _points(settings: Evaluate, expert: Expert, measured: Measure, alphas: Seque
         found[point.system, point.alpha] = rows or []
     if missing:
         trio = trios.load(settings, expert)
-        for point, rows in _compute(trio, measured, missing):
+        for point, rows in _compute(settings, trio, measured, missing):
             keep(settings.outputs, measured, point, rows)
             found[point.system, point.alpha] = rows
     tuned = trios.tuned_base(settings, expert, settings.tuned)
@@ -129,26 +133,29 @@ def _points(settings: Evaluate, expert: Expert, measured: Measure, alphas: Seque
         point = Point("tuned", None, {"base": base, "tuned": trios.weights_of(tuned)})
         rows = kept(settings.outputs, measured, point)
         if rows is None:
-            rows = _tuned(settings, tuned, measured)
+            parts = [measured.part(settings.outputs, point)] if settings.generate else []
+            rows = _tuned(settings, tuned, measured, parts)
             keep(settings.outputs, measured, point, rows)
         found["tuned", None] = rows
     return found
 
 
-def _compute(trio: Trio, measured: Measure, missing: list[Point]):
+def _compute(settings: Evaluate, trio: Trio, named: Measure, missing: list[Point]):
     """Yield (point, records) for the missing points of a trio, all alphas in one scoring pass."""
-    asked = [trio.encode(row["prompt"]) for row in measured.rows]
-    replies = [trio.encode_completion(row["prompt"], row["completion"]) for row in measured.rows]
+    asked = [trio.encode(row["prompt"]) for row in named.rows]
+    replies = [trio.encode_completion(row["prompt"], row["completion"]) for row in named.rows]
     tokenizer = trio.tokenizers["base"]
-    measured = _ending(measured, trio.end_ids)
+    ended = _ending(named, trio.end_ids)
     for system, mixture in trios.mixtures(trio).items():
         points = [point for point in missing if point.system == system]
         if points:
-            alphas = [point.alpha or 0.0 for point in points]
-            yield from zip(points, compute(measured, mixture, alphas, asked, replies, tokenizer, system), strict=True)
+            alphas = [trios.alphas(settings, mixture, point.alpha or 0.0) for point in points]
+            parts = [named.part(settings.outputs, point) for point in points] if settings.generate else []
+            found = compute(ended, mixture, alphas, asked, replies, tokenizer, system, parts)
+            yield from zip(points, found, strict=True)
 
 
-def _tuned(settings: Evaluate, tuned: Expert, measured: Measure) -> list[dict[str, Any]]:
+def _tuned(settings: Evaluate, tuned: Expert, measured: Measure, parts: Sequence[Path]) -> list[dict[str, Any]]:
     """The records of the directly tuned base: a single model with the format it was tuned with."""
     files = trios.files_of(tuned)
     own = ModelRef(model=str(tuned.folder))
@@ -165,7 +172,7 @@ def _tuned(settings: Evaluate, tuned: Expert, measured: Measure) -> list[dict[st
     replies = [prompts.encode_completion(row["prompt"], row["completion"], plain, end_id) for row in measured.rows]
     mixture = Mixture(Term(LocalSource(model, vocabulary.size), "tuned"), vocabulary)
     ending = _ending(measured, prompts.end_ids([tokenizer, plain], [model.generation_config]))
-    return next(compute(ending, mixture, [0.0], asked, replies, tokenizer, "tuned"))
+    return compute(ending, mixture, [()], asked, replies, tokenizer, "tuned", parts)[0]
 
 
 def _ending(measured: Measure, end_ids: frozenset[int]) -> Measure:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from proxytune.decoding.loop import Limits
-from proxytune.decoding.mixture import Mixture, Term
+from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.request import Limits
 from proxytune.errors import TrioError
 from proxytune.experts.registry import Expert, Registry
 from proxytune.models import trio as trios
 from proxytune.models.identity import ModelId, identify
-from proxytune.models.local import load_tokenizer
+from proxytune.models.loading import load_tokenizer
 from proxytune.models.trio import ExpertFiles, Trio
 from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.settings import ModelRef, Steering
@@ -44,14 +44,27 @@ def files_of(expert: Expert) -> ExpertFiles:
     )
 
 
+def held(settings: Steering) -> list[tuple[Expert, float]]:
+    """The experts beside the first, with their alphas."""
+    parts = [settings.model_copy(update={"expert": s.expert, "alpha": s.alpha}) for s in settings.steering[1:]]
+    experts = [find(part) for part in parts]
+    return [(expert, alpha_of(part, expert)) for part, expert in zip(parts, experts, strict=True)]
+
+
+def alphas(settings: Steering, mixture: Mixture, alpha: float) -> tuple[float, ...]:
+    """One alpha for each pair of a mixture: the first as given, the others as held."""
+    return (alpha, *(other for _, other in held(settings))) if mixture.pairs else ()
+
+
 def load(settings: Steering, expert: Expert) -> Trio:
-    return _load(settings.base_ref, files_of(expert), settings.family.dtype)
+    experts = (expert, *(other for other, _ in held(settings)))
+    return _load(settings.base_ref, tuple(map(files_of, experts)), settings.family.dtype)
 
 
 # Jobs of a sweep share a process: a trio is loaded once.
 @lru_cache(maxsize=1)
-def _load(base: ModelRef, expert: ExpertFiles, dtype: str) -> Trio:
-    return trios.load(base, expert, dtype)
+def _load(base: ModelRef, experts: tuple[ExpertFiles, ...], dtype: str) -> Trio:
+    return trios.load(base, experts, dtype)
 
 
 @lru_cache(maxsize=4)
@@ -92,12 +105,11 @@ def whole_vocabulary(tokenizer, model) -> Vocabulary:
 
 
 def mixtures(trio: Trio) -> dict[str, Mixture]:
-    """The systems that are made of a trio's models, by name."""
-    base, expert, anti = (Term(getattr(trio, role), role) for role in ("base", "expert", "anti"))
+    """The systems that are made of a trio's models, by name; the expert alone is the first."""
     return {
-        "base": Mixture(base, trio.vocabulary),
-        "expert": Mixture(expert, trio.vocabulary),
-        "steered": Mixture(base, trio.vocabulary, ((expert, anti),)),
+        "base": Mixture(trio.base, trio.vocabulary),
+        "expert": Mixture(trio.pairs[0][0], trio.vocabulary),
+        "steered": Mixture(trio.base, trio.vocabulary, trio.pairs),
     }
 
 
@@ -107,6 +119,7 @@ def limits(settings: Steering, task: Task, end_ids: frozenset[int] = frozenset()
         max_new_tokens=settings.decode.max_new_tokens or settings.task.max_new_tokens or task.max_new_tokens,
         end_ids=end_ids,
         stop=tuple(settings.task.stop if settings.task.stop is not None else task.stop),
+        min_new_tokens=settings.decode.min_new_tokens,
     )
 
 

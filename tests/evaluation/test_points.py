@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxytune.decoding.loop import Limits
+from proxytune.decoding.request import Limits
 from proxytune.errors import StorageError
 from proxytune.evaluation import points
 from proxytune.evaluation.points import Measure, Point
@@ -20,7 +20,11 @@ POINT = Point("steered", 0.5, {"base": "b", "expert": "e"})
 
 
 def scored(measure: Measure, alphas: list[float]):
-    return list(points.compute(measure, mixture(), alphas, PROMPTS, COMPLETIONS, ByteTokenizer(), "steered"))
+    return list(
+        points.compute(
+            measure, mixture(), [(alpha,) for alpha in alphas], PROMPTS, COMPLETIONS, ByteTokenizer(), "steered"
+        )
+    )
 
 
 def test_a_point_is_read_back_as_it_was_kept_whatever_was_said(tmp_path):
@@ -73,12 +77,26 @@ def test_a_record_holds_the_loss_its_tokens_the_reply_and_every_metric():
     assert scored(replace(MEASURE, generate=False), [1.0])[0][0].keys() == {"id", "loss", "tokens"}
 
 
-def test_each_alpha_is_handed_over_as_soon_as_it_is_done(monkeypatch):
-    done = []
-    monkeypatch.setattr(points, "_write_replies", lambda *args: done.append(args[2]))
-    found = points.compute(MEASURE, mixture(), [0.0, 1.0], PROMPTS, COMPLETIONS, ByteTokenizer(), "steered")
-    next(found)
-    assert done == [0.0]
+def test_replies_that_a_killed_run_left_are_not_written_again(tmp_path, monkeypatch):
+    alphas = [(0.0,), (1.0,)]
+    parts = [MEASURE.part(tmp_path, replace(POINT, alpha=alpha)) for (alpha,) in alphas]
+    how = (MEASURE, mixture(), alphas, PROMPTS, COMPLETIONS, ByteTokenizer(), "steered")
+    whole = points.compute(*how, parts)
+    lines = [part.read_text().splitlines(keepends=True) for part in parts]
+    assert [len(each) for each in lines] == [5, 5]
+    parts[0].write_text("".join(lines[0][:3]) + lines[0][3][:20])  # cut in the middle of a line
+    written = []
+    build = points.build
+    monkeypatch.setattr(points, "build", lambda *args: counted(build(*args), written))
+    assert points.compute(*how, parts) == whole and written == [2]
+    points.keep(tmp_path, MEASURE, replace(POINT, alpha=0.0), whole[0])
+    assert not parts[0].exists() and parts[1].exists()
+
+
+def counted(engine, written):
+    run = engine.run
+    engine.run = lambda requests: written.append(len(requests)) or run(requests)
+    return engine
 
 
 def test_a_damaged_point_is_told_and_not_read(tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from proxytune.errors import ModelError, SettingsError
 from proxytune.experts import sft
-from proxytune.models.local import load_model
+from proxytune.models.loading import load_model
 from proxytune.settings import ModelRef, Peft
 from tests.models.tiny_family import TRAINING, save_llama, tokenizer, write_rows
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from proxytune.errors import ModelError
-from proxytune.models.local import LocalSource, load_model, load_tokenizer
+from proxytune.models.loading import load_model, load_tokenizer
+from proxytune.models.local import LocalSource
 from proxytune.models.trio import _level_caps
 from proxytune.settings import ModelRef
 from tests.decoding.tiny_models import SIZE, model
@@ -47,27 +48,56 @@ NETS = [pytest.param(model(1), 1e-9, id="llama, exact"), pytest.param(gemma(5.0)
 
 
 @pytest.mark.parametrize("net, tolerance", NETS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=ROWS, data=st.data())
-def test_a_ragged_batch_scores_as_each_row_does_alone_also_when_rows_finish(net, tolerance, rows, data):
-    stream, scores = LocalSource(net).start(rows)
+def test_rows_read_in_any_pieces_and_read_again_score_as_each_does_alone(net, tolerance, rows, data):
+    """Ragged rows, chunks of any width, rolled back and over-read by ids that are not theirs, copied to other rows."""
+    stream = LocalSource(net).open(1, 2)  # too little room on purpose
     rows = [list(row) for row in rows]
-    for _ in range(4):
-        assert torch.allclose(scores, torch.stack([alone(net, row)[-1] for row in rows]), rtol=0, atol=tolerance)
-        kept = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=len(rows), unique=True))
-        stream.keep(torch.tensor(kept))
-        tokens = data.draw(st.lists(st.integers(0, SIZE - 1), min_size=len(kept), max_size=len(kept)))
-        rows = [[*rows[i], token] for i, token in zip(kept, tokens, strict=True)]
-        scores = stream.advance(torch.tensor(tokens))
+    done = [0] * len(rows)
+    for _ in range(6):
+        width = data.draw(st.integers(1, 4))
+        starts = [data.draw(st.integers(0, min(at, len(row) - 1))) for at, row in zip(done, rows, strict=True)]
+        ids = [(row + [9] * 20)[start : start + width] for row, start in zip(rows, starts, strict=True)]
+        scores = stream.read(torch.tensor(ids)[:, None], torch.tensor(starts)[:, None])[:, 0]
+        for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            real = min(width, len(row) - start)
+            truth = alone(net, row)[start : start + real]
+            assert torch.allclose(scores[i, :real], truth, rtol=0, atol=tolerance)
+            done[i] = start + real
+        if data.draw(st.booleans()):
+            source, to = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, len(rows) - 1))
+            stream.copy(source, to)
+            rows[to], done[to] = list(rows[source]), done[source]
 
 
-def test_float32_batches_differ_from_single_rows_by_rounding_only():
+def test_filled_rows_go_on_as_if_they_had_been_read():
+    net = model(1)
+    prompts = torch.tensor([[[3, 4, 5, 6]], [[7, 8, 0, 0]]])  # the second is two ids long
+    stream = LocalSource(net).open(3, 4)
+    stream.fill(prompts, torch.zeros(2, 1, dtype=torch.int64), first=1)
+    scores = stream.read(torch.tensor([[[9]], [[9]]]), torch.tensor([[4], [2]]), first=1)
+    for row, prompt in enumerate(([3, 4, 5, 6, 9], [7, 8, 9])):
+        assert torch.allclose(scores[row, 0, 0], alone(net, prompt)[-1], rtol=0, atol=1e-9)
+
+
+def test_float32_reads_of_several_positions_differ_from_single_ones_by_rounding_only():
     net = model(1, dtype=torch.float32)
-    rows = [[5, 6, 7, 8, 9, 10, 11], [3], [4, 9]]
-    stream, _ = LocalSource(net).start(rows)
-    scores = stream.advance(torch.tensor([1, 2, 3]))
-    singles = torch.stack([alone(net, [*row, token])[-1] for row, token in zip(rows, (1, 2, 3), strict=True)])
-    assert torch.allclose(scores, singles, rtol=1e-5, atol=1e-5)
+    row = [5, 6, 7, 8, 9, 10, 11]
+    stream = LocalSource(net).open(1, 8)
+    together = stream.read(torch.tensor([[row]]), torch.zeros(1, 1, dtype=torch.int64))[0, 0]
+    single = torch.stack(
+        [stream.read(torch.tensor([[[i]]]), torch.tensor([[at]]))[0, 0, 0] for at, i in enumerate(row)]
+    )
+    assert torch.allclose(together, single, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_whose_state_cannot_be_rolled_back_is_refused_with_its_kind():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    net = MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=20, state_size=4))
+    with pytest.raises(ModelError, match=r"mamba.*full or sliding-window attention"):
+        LocalSource(net)
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,32 +105,37 @@ def test_float32_batches_differ_from_single_rows_by_rounding_only():
 def test_given_replies_score_as_in_a_plain_forward(rows):
     net = model(1)
     prompts, completions = zip(*rows, strict=True)
-    scored = LocalSource(net).score(prompts, completions)
-    for scores, prompt, completion in zip(scored, prompts, completions, strict=True):
+    scored = LocalSource(net).score([[prompt] for prompt in prompts], completions)
+    for (scores,), prompt, completion in zip(scored, prompts, completions, strict=True):
         whole = alone(net, [*prompt, *completion])
         assert torch.allclose(scores, whole[len(prompt) - 1 : -1], rtol=0, atol=1e-9)
 
 
+def first(source: LocalSource) -> torch.Tensor:
+    """The scores that follow [1, 2, 3]."""
+    return source.open(1, 3).read(torch.tensor([[[1, 2, 3]]]), torch.zeros(1, 1, dtype=torch.int64))[0, 0, -1]
+
+
 def test_scores_are_cut_to_the_shared_vocabulary():
     source = LocalSource(model(1), vocabulary=50)
-    assert source.start([[1, 2]])[1].shape == (1, 50)
-    assert source.score([[1]], [[2, 3]])[0].shape == (2, 50)
+    assert first(source).shape == (50,)
+    assert source.score([[[1]]], [[2, 3]])[0][0].shape == (2, 50)
 
 
 def test_a_soft_cap_is_undone_where_it_is_mixed_with_an_uncapped_model():
     capped, free = LocalSource(gemma(5.0)), LocalSource(gemma(None))  # the same weights
-    truth = free.start([[1, 2, 3]])[1]
-    assert not torch.allclose(capped.start([[1, 2, 3]])[1], truth, atol=0.1)
+    truth = first(free)
+    assert not torch.allclose(first(capped), truth, atol=0.1)
     _level_caps([capped, free])
     assert free.uncap_at is None
-    assert torch.allclose(capped.start([[1, 2, 3]])[1], truth, atol=1e-4)
+    assert torch.allclose(first(capped), truth, atol=1e-4)
 
 
 def test_models_capped_alike_stay_as_they_are():
     sources = [LocalSource(gemma(5.0)), LocalSource(gemma(5.0))]
-    before = sources[0].start([[1, 2, 3]])[1]
+    before = first(sources[0])
     _level_caps(sources)
-    assert torch.equal(sources[0].start([[1, 2, 3]])[1], before) and before.abs().max() <= 5
+    assert torch.equal(first(sources[0]), before) and before.abs().max() <= 5
 
 
 def cut_short(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from proxytune.decoding.mixture import Mixture, Term
+from proxytune.decoding.mixture import Mixture
 from proxytune.errors import DataError, ModelError, TrioError
 from proxytune.models import trio
 from proxytune.models.identity import identify
@@ -30,7 +30,7 @@ def fresh(family, tmp_path_factory) -> ExpertFiles:
     """An expert whose adapter is as it is before its first step: it changes nothing."""
     from peft import LoraConfig, get_peft_model
 
-    from proxytune.models.local import load_model
+    from proxytune.models.loading import load_model
 
     folder = tmp_path_factory.mktemp("fresh")
     model = get_peft_model(
@@ -46,21 +46,28 @@ def expert(folder: Path, anti: ModelRef, adapter: bool = True) -> ExpertFiles:
 
 
 def loaded(family: Family, files: ExpertFiles) -> trio.Trio:
-    return trio.load(family.base_ref, files, "float32")
+    return trio.load(family.base_ref, [files], "float32")
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -3.0, 40.0])
 def test_a_fresh_adapter_steers_nothing_at_any_alpha(family, fresh, alpha):
     three = loaded(family, fresh)
-    base, tuned, anti = (Term(getattr(three, role), role) for role in ("base", "expert", "anti"))
-    mixture = Mixture(base, three.vocabulary, ((tuned, anti),))
-    _, scores = mixture.start([three.encode(PROMPT)])
-    assert torch.equal(mixture.combine(scores, [alpha]), three.vocabulary.mask(scores[0]))
+    mixture = Mixture(three.base, three.vocabulary, three.pairs)
+    asked = three.encode(PROMPT)
+    prompts = {group: [[asked[term.role] for term in group]] for group in mixture.groups}
+    scores = {
+        term: found
+        for group in mixture.groups
+        for term, found in zip(
+            group, group[0].source.score(prompts[group], [[5, 6]], [term.member for term in group])[0], strict=True
+        )
+    }
+    assert torch.equal(mixture.combine(scores, [alpha]), three.vocabulary.mask(scores[three.base]))
 
 
 def test_padding_rows_of_the_base_s_head_are_left_out(family, fresh):
     three = loaded(family, fresh)
-    assert three.base.model.config.vocab_size == 2112
+    assert three.base.source.model.config.vocab_size == 2112
     assert three.vocabulary.size == len(tokenizer()) and three.vocabulary.foreign == ()
 
 
@@ -116,7 +123,7 @@ def test_a_base_with_another_vocabulary_is_refused(fresh, tmp_path):
     shifted = own.train_new_from_iterator(["some other text entirely"] * 9, vocab_size=400)
     base = save_llama(tmp_path / "base", seed=5, own=shifted)
     with pytest.raises(TrioError, match=r"do not share a vocabulary.*one family"):
-        trio.load(ModelRef(model=str(base)), fresh, "float32")
+        trio.load(ModelRef(model=str(base)), [fresh], "float32")
 
 
 def test_an_anti_that_is_gone_is_told(fresh, family, tmp_path):

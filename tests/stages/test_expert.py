@@ -7,7 +7,7 @@ import pytest
 from proxytune.errors import DataError, RegistryError, SettingsError
 from proxytune.experts.registry import Registry
 from proxytune.models.identity import identify
-from proxytune.models.local import load_tokenizer
+from proxytune.models.loading import load_tokenizer
 from proxytune.settings import Data, Expert
 from proxytune.stages import expert
 from tests.models.tiny_family import write_rows

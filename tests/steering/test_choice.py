@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxytune.steering.choice import Choice, gumbel, warp
+from proxytune.steering.choice import Choice, Sampling, gumbel, warp
 
 
 def rows(count: int, value: int = 0):
@@ -17,7 +17,8 @@ def rows(count: int, value: int = 0):
 def test_greedy_is_the_arg_max_whatever_the_seed():
     scores = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     for seed in (0, 1, 99):
-        assert torch.equal(Choice()(scores, rows(5, seed), rows(5)), scores.argmax(-1))
+        choice = Choice([Sampling(seed=seed)] * 5)
+        assert torch.equal(choice(scores[:, None], rows(5)[:, None])[:, 0], scores.argmax(-1))
 
 
 @given(st.integers(0, 2**40), st.integers(0, 5000), st.integers(1, 7))
@@ -49,11 +50,11 @@ def test_sampled_tokens_follow_the_softmax():
     """Chi-square with 9 degrees of freedom over 200,000 draws; 27.9 is its 99.9% point."""
     scores = torch.linspace(-1, 2, 10)
     draws = 200_000
-    choice = Choice(temperature=0.7)
+    choice = Choice([Sampling(0.7, seed=seed) for seed in range(draws // 20)])
     found = torch.zeros(10)
     for position in range(20):
         batch = scores.expand(draws // 20, -1)
-        tokens = choice(batch, torch.arange(draws // 20), rows(draws // 20, position))
+        tokens = choice(batch[:, None], rows(draws // 20, position)[:, None])[:, 0]
         found += torch.bincount(tokens, minlength=10)
     expected = (scores / 0.7).softmax(-1) * draws
     assert ((found - expected) ** 2 / expected).sum() < 27.9
@@ -78,3 +79,54 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(seed, p):
 
 def test_top_p_always_leaves_one_token():
     assert (warp(torch.tensor([[9.0, 0.0, 0.0]]), 1.0, top_p=0.001) > -torch.inf).sum() == 1
+
+
+SAMPLINGS = st.builds(
+    Sampling,
+    st.sampled_from([0.0, 0.5, 1.3]),
+    st.sampled_from([0, 1, 5, 80]),
+    st.sampled_from([1.0, 0.8, 0.2]),
+    st.sampled_from([0.0, 0.1]),
+    st.sampled_from([1.0, 1.4]),
+    st.integers(0, 99),
+)
+
+
+@given(st.lists(SAMPLINGS, min_size=1, max_size=5), st.integers(1, 4), st.integers(0, 10**6))
+def test_a_row_s_choices_are_those_it_makes_alone(each, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(len(each), width, 50, generator=generator)
+    seen = torch.rand(len(each), width, 50, generator=generator) < 0.2
+    positions = torch.arange(width).expand(len(each), width)
+    together = Choice(each)(scores, positions, seen)
+    for i, sampling in enumerate(each):
+        for q in range(width):
+            at = (slice(i, i + 1), slice(q, q + 1))
+            assert together[i, q] == Choice([sampling])(scores[at], positions[at], seen[at]).item()
+
+
+@given(st.integers(0, 10**6), st.floats(0.01, 1))
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(seed, share):
+    scores = torch.randn(3, 30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    kept = warp(scores, 1.0, min_p=share) > -torch.inf
+    chances = scores.softmax(-1)
+    clear = (chances / chances.amax(-1, keepdim=True) - share).abs() > 1e-12
+    assert torch.equal(kept[clear], (chances >= share * chances.amax(-1, keepdim=True))[clear])
+
+
+def test_a_nucleus_larger_than_the_sorted_head_is_the_same_as_by_a_full_sort():
+    flat = torch.randn(2, 5000, generator=torch.Generator().manual_seed(1)) * 0.1
+    peaked = torch.cat([flat[:1], 20 * flat[1:]])
+    for scores in (flat, peaked):
+        kept = warp(scores, 1.0, top_p=0.9) > -torch.inf
+        for row, mask in zip(scores, kept, strict=True):
+            order = row.argsort(descending=True)
+            count = int((row.softmax(-1)[order].cumsum(-1) < 0.9).sum()) + 1
+            assert abs(int(mask.sum()) - count) <= 1 and mask[order[: count - 1]].all()
+
+
+def test_seen_tokens_are_penalised_away_from_zero_whatever_their_sign():
+    scores = torch.tensor([[[1.0, 0.9, -2.0, -2.1]]])
+    seen = torch.tensor([[[True, False, True, False]]])
+    assert Choice([Sampling(repetition_penalty=1.5)])(scores, torch.zeros(1, 1), seen).item() == 1
+    assert Choice([Sampling(repetition_penalty=1.5)])(scores[..., 2:], torch.zeros(1, 1), seen[..., 2:]).item() == 1

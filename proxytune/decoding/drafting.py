@@ -1,0 +1,219 @@
+"""Who drafts, and how many tokens: decided at run time from measured acceptance and measured costs.
+
+A round that drafts k tokens says (1 - b^(k+1)) / (1 - b) tokens on average where each drafted token holds with
+probability b (Leviathan et al. 2023, arXiv 2211.17192, equation 1). It costs k reads by the models that draft, one read
+of k + 1 positions by the others, and, where all k held, one more by those that draft.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import Protocol
+
+import torch
+
+from proxytune.decoding.mixture import Mixture, Term
+from proxytune.decoding.round import Round
+from proxytune.errors import SettingsError, did_you_mean
+from proxytune.steering.arithmetic import steer
+
+MOST = 7  # drafted tokens in a round
+PROBE = 4  # how many are drafted to find out what drafting costs and how much of it holds
+AGAIN = 64  # rounds after which a draft length that did not pay is tried again
+
+
+class Drafter(Protocol):
+    """`terms` are read one position at a time while drafting, so their scores need no second read."""
+
+    @property
+    def terms(self) -> Sequence[Term]: ...
+
+    def propose(self, round: Round, count: int) -> None:
+        """Draft `count` tokens for every row with `round.draft`. Any tokens are allowed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Small models draft, token by token, by the row's own rules and noise.
+
+    `expert`: the expert's scores. `pair`: anti + alpha * (expert - anti), the steering with the anti as its base; at
+    alpha 1 both draft the same.
+    """
+
+    terms: Sequence[Term]
+    pairs: Sequence[tuple[Term, Term]] = ()
+
+    def propose(self, round: Round, count: int) -> None:
+        for position in range(count):
+            round.extend(self.terms, position + 1)
+            at = {term: round.scores[term][:, position : position + 1] for term in self.terms}
+            if self.pairs:
+                alphas = [alpha_R1[:, :, None] for alpha_R1 in round.rows.alphas]
+                differences = [(at[expert] - at[anti], a) for (expert, anti), a in zip(self.pairs, alphas, strict=True)]
+                scores_R1V = steer(at[self.pairs[0][1]], differences)
+            else:
+                scores_R1V = at[self.terms[0]]
+            round.draft(round.choose(round.mixture.vocabulary.mask(scores_R1V), position))
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What followed the last few tokens where they last stood in prompt or reply (prompt lookup, Saxena 2023)."""
+
+    longest: int = 3
+    terms: Sequence[Term] = ()
+
+    def propose(self, round: Round, count: int) -> None:
+        drafts = [self._after(ids, count) for ids in round.rows.texts()]
+        round.draft(torch.tensor(drafts, dtype=torch.int64, device=round.rows.device))
+
+    def _after(self, ids: list[int], count: int) -> list[int]:
+        for size in range(min(self.longest, len(ids) - 1), 0, -1):
+            tail = ids[-size:]
+            for at in range(len(ids) - size - 1, -1, -1):
+                if ids[at : at + size] == tail:
+                    found = ids[at + size : at + size + count]
+                    return found + [ids[-1]] * (count - len(found))
+        return [ids[-1]] * count
+
+
+DRAFTERS = ("none", "expert", "pair", "ngram")
+
+
+def drafter(name: str, mixture: Mixture) -> Drafter | None:
+    """The drafter of that name for a mixture; None where nothing is drafted, as for a mixture without pairs."""
+    if name not in DRAFTERS:
+        raise SettingsError(f"drafter={name} is not known", did_you_mean(name, DRAFTERS))
+    if name == "ngram":
+        return Lookup()
+    if name == "none" or not mixture.pairs:
+        return None
+    if name == "expert":
+        return Chain((mixture.pairs[0][0],))
+    return Chain(tuple(term for term in mixture.terms if term != mixture.base), mixture.pairs)
+
+
+@dataclass
+class Stats:
+    """What the loop did. forwards, seconds: timed reads of each model, by role."""
+
+    rounds: int = 0
+    row_rounds: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    forwards: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def acceptance(self) -> float | None:
+        """The share of drafted tokens that held, of those that were looked at."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        """Tokens said for each position that a row read by itself: 1 without drafts."""
+        return self.tokens / self.row_rounds if self.row_rounds else None
+
+
+class Clock:
+    """Times of the models' reads, by what was read. On a GPU only every 16th round is timed: it waits for each read."""
+
+    def __init__(self, stats: Stats):
+        self.stats = stats
+        self.costs: dict[tuple[tuple[str, ...], int], dict[int, deque[float]]] = {}
+
+    @contextmanager
+    def reading(self, part: Sequence[Term], rows: int, width: int) -> Generator[None]:
+        device = part[0].source.device
+        waits = device.type == "cuda"
+        if waits and self.stats.rounds % 16:
+            yield
+            return
+        if waits:
+            torch.cuda.synchronize(device)
+        began = perf_counter()
+        yield
+        if waits:
+            torch.cuda.synchronize(device)
+        seconds = perf_counter() - began
+        roles = tuple(term.role for term in part)
+        self.stats.forwards["+".join(roles)] += 1
+        self.stats.seconds["+".join(roles)] += seconds
+        times = self.costs.setdefault((roles, rows.bit_length()), {})
+        times.setdefault(width, deque(maxlen=9)).append(seconds)
+
+    def cost(self, roles: tuple[str, ...], rows: int, width: int) -> float | None:
+        """Seconds of such a read: measured, or on the line through the measured widths around it."""
+        times = self.costs.get((roles, rows.bit_length()))
+        if not times:
+            return None
+        known = sorted((w, median(seen)) for w, seen in times.items())
+        exact = dict(known).get(width)
+        if exact is not None or len(known) == 1:
+            return exact if exact is not None else known[0][1]
+        below = max((p for p in known if p[0] < width), default=known[0])
+        above = min((p for p in known if p[0] > below[0] and p != below), default=known[-1])
+        if above[0] <= below[0]:
+            below = known[-2]
+        slope = (above[1] - below[1]) / (above[0] - below[0])
+        return max(below[1] + slope * (width - below[0]), 0.1 * below[1])
+
+
+class Planner:
+    """Chooses how many tokens to draft each round; `fixed` drafts always so many."""
+
+    def __init__(self, mixture: Mixture, drafter: Drafter | None, clock: Clock, fixed: int | None = None):
+        self.mixture, self.drafter, self.clock, self.fixed = mixture, drafter, clock, fixed
+        self.held, self.tried = 0.0, 0.0
+        self.round = 0
+        self.since = 0
+
+    def next(self, rows: int) -> int:
+        if self.drafter is None:
+            return 0
+        if self.fixed is not None:
+            return self.fixed
+        self.round += 1
+        if self.round <= 6:  # the first read of each kind also pays for warming up
+            return PROBE if self.round % 2 else 0
+        rates = {count: self._rate(count, rows) for count in range(MOST + 1)}
+        if None in rates.values():
+            return PROBE if self.round % 2 else 0
+        best = max(rates, key=lambda count: rates[count] or 0.0)
+        self.since = 0 if best else self.since + 1
+        if self.since >= AGAIN:
+            self.since = 0
+            return PROBE
+        return best
+
+    def learn(self, count: int, kept: Sequence[int]) -> None:
+        if count:
+            self.held = 0.98 * self.held + sum(kept)
+            self.tried = 0.98 * self.tried + sum(min(k + 1, count) for k in kept)
+
+    def _rate(self, count: int, rows: int) -> float | None:
+        """Expected tokens a second and row when `count` are drafted; None where a cost is not known yet."""
+        assert self.drafter is not None
+        b = min(self.held / self.tried, 0.999) if self.tried else 0.5
+        readers = self.drafter.terms if count else ()
+        total = 0.0
+        for group in self.mixture.groups:
+            drafting = tuple(term.role for term in group if term in readers)
+            rest = tuple(term.role for term in group if term not in readers)
+            for roles, width, times in (
+                (drafting, 1, count + 1 - (1 - b**count) ** rows),
+                (rest, count + 1, 1.0),
+            ):
+                if roles:
+                    cost = self.clock.cost(roles, rows, width)
+                    if cost is None:
+                        return None
+                    total += times * cost
+        return (1 - b ** (count + 1)) / (1 - b) / total

@@ -1,0 +1,296 @@
+"""The loop: every model reads its own prompt, the scores are combined, one token is chosen for all of them.
+
+There is one loop. Plain decoding is the loop with no drafted tokens, a sweep over alpha is the loop with one row for
+each alpha, and a server is the loop that is given requests while it runs. What a row says does not depend on the rows
+beside it, on when it came, or on the drafts.
+
+Rows live side by side in the models' caches, the busy ones in front. A finished row is replaced by the last one, and
+requests that wait take the free places, so no row waits for the longest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proxytune.decoding import drafting
+from proxytune.decoding.drafting import Clock, Planner, Stats
+from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.request import Reply, Request
+from proxytune.decoding.round import Round
+from proxytune.errors import ModelError, SettingsError
+from proxytune.settings import Decode
+from proxytune.steering.choice import Choice
+
+
+@dataclass
+class Row:
+    """A request in progress. `most` is how many tokens its limits and the models' contexts leave it."""
+
+    handle: int
+    request: Request
+    reply: Reply
+    most: int
+
+
+class Rows:
+    """The rows that are being written, their streams, and what a round needs of them as tensors."""
+
+    def __init__(self, mixture: Mixture, capacity: int):
+        self.mixture, self.capacity = mixture, capacity
+        self.device = mixture.base.source.device
+        self.streams = [
+            group[0].source.open(capacity, 256, tuple(term.member for term in group)) for group in mixture.groups
+        ]
+        self.each: list[Row] = []
+
+    def admit(self, new: Sequence[Row], budget: int) -> None:
+        """Read the prompts of new rows, each distinct prompt once, at most `budget` ids in a forward."""
+        first, distinct, repeats = len(self.each), {}, []
+        ordered: list[Row] = []
+        for row in new:
+            key = tuple(tuple(row.request.prompts[term.role]) for term in self.mixture.terms)
+            if key in distinct:
+                repeats.append((row, distinct[key]))
+            else:
+                distinct[key] = first + len(ordered)
+                ordered.append(row)
+        self._fill(ordered, first, budget)
+        self.each += ordered
+        for row, source in repeats:
+            for stream in self.streams:
+                stream.copy(source, len(self.each))
+            self.each.append(row)
+
+    def _fill(self, new: Sequence[Row], first: int, budget: int) -> None:
+        """All ids of each prompt but the last, which the row's first round reads."""
+        for group, stream in zip(self.mixture.groups, self.streams, strict=True):
+            prompts = [[list(row.request.prompts[term.role])[:-1] for term in group] for row in new]
+            rows = max(1, min(len(new), budget // max(1, max(len(ids) for each in prompts for ids in each))))
+            for at in range(0, len(new), rows):
+                part = prompts[at : at + rows]
+                longest = max(len(ids) for each in part for ids in each)
+                width = max(1, budget // (len(part) * len(group)))
+                for start in range(0, longest, width):
+                    stop = min(start + width, longest)
+                    ids = [[(ids + [0] * (stop - len(ids)))[start:stop] for ids in each] for each in part]
+                    starts_NM = torch.full((len(part), len(group)), start)
+                    stream.fill(torch.tensor(ids, device=self.device), starts_NM, first=first + at)
+
+    def drop(self, row: int) -> None:
+        """Free a row's place; the last row takes it."""
+        last = len(self.each) - 1
+        if row < last:
+            for stream in self.streams:
+                stream.copy(last, row)
+            self.each[row] = self.each[last]
+        self.each.pop()
+
+    def ready(self) -> None:
+        """The tensors of the present rows, made anew after rows came or went."""
+        each = [row.request for row in self.each]
+        self.choice = Choice([request.sampling for request in each], self.device)
+        self.alphas = [
+            torch.tensor([[request.alphas[i]] for request in each], dtype=torch.float64, device=self.device)
+            for i in range(len(self.mixture.pairs))
+        ]
+        self.first = {term: torch.tensor([len(r.prompts[term.role]) - 1 for r in each]) for term in self.mixture.terms}
+        self.seen_RV = None
+        if any(request.sampling.repetition_penalty != 1 for request in each):
+            self.seen_RV = torch.zeros(len(each), self.mixture.vocabulary.size, dtype=torch.bool, device=self.device)
+            for row, ids in enumerate(self.texts()):
+                known = [i for i in ids if i < self.mixture.vocabulary.size]
+                self.seen_RV[row, torch.tensor(known, device=self.device)] = True
+
+    def advance(self) -> None:
+        """Where each row stands now: what it read, and the token it said last."""
+        counts_R = torch.tensor([len(row.reply.token_ids) for row in self.each])
+        self.counts_R1 = counts_R.to(self.device)[:, None]
+        last = [row.reply.token_ids[-1] if row.reply.token_ids else None for row in self.each]
+        self.starts, self.pending = {}, {}
+        for term in self.mixture.terms:
+            ids = [
+                token if token is not None else row.request.prompts[term.role][-1]
+                for row, token in zip(self.each, last, strict=True)
+            ]
+            self.pending[term] = torch.tensor(ids, device=self.device)[:, None]
+            self.starts[term] = self.first[term] + counts_R
+
+    def texts(self) -> list[list[int]]:
+        """The base's prompt and the reply so far of every row."""
+        role = self.mixture.base.role
+        return [[*row.request.prompts[role], *row.reply.token_ids] for row in self.each]
+
+    def forbid_ends(self, scores_RQV: Tensor, first: int) -> Tensor:
+        """No end id before a row's min_new_tokens."""
+        for i, row in enumerate(self.each):
+            early = row.request.limits.min_new_tokens - len(row.reply.token_ids) - first
+            ends = [e for e in row.request.limits.end_ids if e < scores_RQV.shape[-1]]
+            if early > 0 and ends:
+                scores_RQV = scores_RQV.clone()
+                scores_RQV[i, :early, ends] = -torch.inf
+        return scores_RQV
+
+    def note(self, row: int, tokens: Sequence[int]) -> None:
+        if self.seen_RV is not None and tokens:
+            self.seen_RV[row, torch.tensor(tokens, device=self.device)] = True
+
+    def refuse(self, row: int, position: int) -> None:
+        place = len(self.each[row].reply.token_ids) + position
+        raise ModelError(
+            f"a model gave NaN at output position {place} of prompt {self.each[row].handle}",
+            "load it in float32 (family.dtype=float32)",
+        )
+
+
+class Engine:
+    """Writes replies to requests under one mixture.
+
+    batch_size: rows written at once. prefill_tokens: ids of prompts read in one forward, and the most that are read
+    between two rounds. drafter: none, expert, pair or ngram; draft_tokens: how many each round, None to let measured
+    costs decide (0 where drafting does not pay). None of these changes a token.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        tokenizer,
+        *,
+        batch_size: int = 64,
+        prefill_tokens: int = 8192,
+        drafter: str = "none",
+        draft_tokens: int | None = None,
+    ):
+        self.mixture, self.tokenizer = mixture, tokenizer
+        self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
+        self.stats = Stats()
+        self.drafter = drafting.drafter(drafter, mixture)
+        self.clock = Clock(self.stats)
+        self.planner = Planner(mixture, self.drafter, self.clock, draft_tokens)
+        self.rows = Rows(mixture, batch_size)
+        self.waiting: deque[Row] = deque()
+        self.handles = 0
+        self.longest = min((s for t in mixture.terms if (s := getattr(t.source, "longest", None))), default=None)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.rows.each)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; returns its handle. Raises SettingsError where it cannot be answered."""
+        if len(request.alphas) != len(self.mixture.pairs):
+            raise SettingsError(
+                f"{len(request.alphas)} alphas are given for {len(self.mixture.pairs)} experts", "give one each"
+            )
+        most = request.limits.max_new_tokens
+        if self.longest is not None:
+            prompt = max(len(request.prompts[term.role]) for term in self.mixture.terms)
+            most = min(most, self.longest - prompt)
+            if most < 1:
+                raise SettingsError(
+                    f"a prompt has {prompt} tokens and the models read {self.longest}", "shorten the prompt"
+                )
+        handle, self.handles = self.handles, self.handles + 1
+        self.waiting.append(Row(handle, request, Reply(), most))
+        return handle
+
+    def cancel(self, handle: int) -> None:
+        """End a reply now; it is not heard of again. A handle that is done or unknown is let be."""
+        self.waiting = deque(row for row in self.waiting if row.handle != handle)
+        for i, row in enumerate(self.rows.each):
+            if row.handle == handle:
+                row.reply.finish_reason = "cancelled"
+                self.rows.drop(i)
+                self.rows.ready()
+                return
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Reply]]:
+        """One round: waiting requests take free places, every row says at least one token.
+
+        Returns (handle, reply so far) of every row that was written on; finish_reason tells which are done.
+        """
+        if self._admit() and self.rows.each:
+            self.rows.ready()
+        if not self.rows.each:
+            return []
+        self.rows.advance()
+        rows = len(self.rows.each)
+        count = min(self.planner.next(rows), max(row.most - len(row.reply.token_ids) for row in self.rows.each) - 1)
+        if self.longest is not None:
+            room = self.longest - max(int(starts.max()) for starts in self.rows.starts.values()) - 1
+            count = min(count, room)
+        said, kept = Round(self.rows, self.clock).run(self.drafter, count)
+        self.planner.learn(count, kept)
+        return self._write(said, kept, count)
+
+    def _write(self, said: list[list[int]], kept: list[int], count: int) -> list[tuple[int, Reply]]:
+        stats, found, done = self.stats, [], []
+        stats.rounds += 1
+        stats.row_rounds += len(said)
+        stats.accepted += sum(kept)
+        stats.drafted += sum(min(k + 1, count) for k in kept)
+        for i, (row, tokens) in enumerate(zip(self.rows.each, said, strict=True)):
+            before = len(row.reply.token_ids)
+            for token in tokens:
+                row.reply.append(token, row.request.limits, self.tokenizer)
+                if row.reply.finish_reason is None and len(row.reply.token_ids) >= row.most:
+                    row.reply.finish_reason = "length"
+                    row.reply.text = row.reply.text_so_far(row.request.limits, self.tokenizer)
+                if row.reply.finish_reason:
+                    done.append(i)
+                    break
+            stats.tokens += len(row.reply.token_ids) - before
+            self.rows.note(i, row.reply.token_ids[before:])
+            found.append((row.handle, row.reply))
+        for i in reversed(done):
+            self.rows.drop(i)
+        if done and self.rows.each:
+            self.rows.ready()
+        return found
+
+    def _admit(self) -> bool:
+        new: list[Row] = []
+        tokens = 0
+        while self.waiting and len(self.rows.each) + len(new) < self.batch_size:
+            prompts = self.waiting[0].request.prompts
+            size = sum(len(prompts[term.role]) for term in self.mixture.terms)
+            known = new and prompts is new[-1].request.prompts
+            if new and not known and tokens + size > self.prefill_tokens:
+                break
+            tokens += 0 if known else size
+            new.append(self.waiting.popleft())
+        if new:
+            self.rows.admit(new, self.prefill_tokens)
+        return bool(new)
+
+    def run(
+        self, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield (index of the request, its finished reply) as replies finish.
+
+        on_token is called with each reply as it grows, every round.
+        """
+        places = {self.submit(request): i for i, request in enumerate(requests)}
+        while self.busy:
+            for handle, reply in self.step():
+                if on_token:
+                    on_token(places[handle], reply)
+                if reply.finish_reason:
+                    yield places[handle], reply
+
+
+def build(mixture: Mixture, tokenizer, decode: Decode) -> Engine:
+    """The engine as the settings say."""
+    return Engine(
+        mixture,
+        tokenizer,
+        batch_size=decode.batch_size,
+        prefill_tokens=decode.prefill_tokens,
+        drafter=decode.drafter,
+        draft_tokens=decode.draft_tokens,
+    )

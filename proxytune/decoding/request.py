@@ -1,0 +1,84 @@
+"""What is asked of the loop, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from proxytune.decoding.mixture import Prompts
+from proxytune.settings import Decode
+from proxytune.steering.choice import GREEDY, Sampling
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a reply ends: after max_new_tokens, at an id of end_ids, or before the first stop string.
+
+    Before min_new_tokens no end id is said and no stop string is looked for. A model's own context ends it too.
+    """
+
+    max_new_tokens: int
+    end_ids: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reply to write. `alphas` has one number for each pair of the mixture."""
+
+    prompts: Prompts
+    limits: Limits
+    alphas: tuple[float, ...] = ()
+    sampling: Sampling = GREEDY
+
+
+@dataclass
+class Reply:
+    """`token_ids` holds every emitted id, the end token included; `text` is cut at a stop string.
+
+    finish_reason: `stop` (an end token or a stop string), `length`, `cancelled`, or None while it grows.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+
+    def append(self, token: int, limits: Limits, tokenizer) -> None:
+        """One more token; sets finish_reason, and text with it, when that was the last."""
+        self.token_ids.append(token)
+        count = len(self.token_ids)
+        if token in limits.end_ids and count > limits.min_new_tokens:
+            self.finish_reason = "stop"
+        elif count >= limits.max_new_tokens:
+            self.finish_reason = "length"
+        looks = limits.stop and count > limits.min_new_tokens
+        if not (looks or self.finish_reason):
+            return
+        text = self.text_so_far(limits, tokenizer)
+        cuts = [at for stop in limits.stop if (at := text.find(stop)) >= 0] if looks else []
+        if cuts:
+            text, self.finish_reason = text[: min(cuts)], "stop"
+        if self.finish_reason:
+            self.text = text
+
+    def text_so_far(self, limits: Limits, tokenizer) -> str:
+        """The text of the ids so far, without the end token; other special tokens are left out."""
+        return tokenizer.decode(said(self.token_ids, limits), skip_special_tokens=True)
+
+
+def said(token_ids: Sequence[int], limits: Limits) -> Sequence[int]:
+    """The ids without the end token."""
+    return token_ids[:-1] if token_ids and token_ids[-1] in limits.end_ids else token_ids
+
+
+def sampling(decode: Decode, place: int) -> Sampling:
+    """How the reply to the prompt at this place is chosen: each prompt has a seed of its own."""
+    return Sampling(
+        temperature=decode.temperature,
+        top_k=decode.top_k,
+        top_p=decode.top_p,
+        min_p=decode.min_p,
+        repetition_penalty=decode.repetition_penalty,
+        seed=decode.seed + place,
+    )

@@ -1,0 +1,107 @@
+"""One round of the loop: tokens are drafted, every model reads them, and each position's token is chosen.
+
+Exact by construction. The token at each position is the choice from the steered scores that follow the tokens before
+it; a drafted token only lets that position be read earlier. It is kept when it equals the choice, and the first that
+does not is replaced by the choice, so the draft decides how much is said in a round and never what is said.
+
+Shapes: R rows, M members of a source, Q positions read, K drafted tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from proxytune.decoding.mixture import Term
+
+if TYPE_CHECKING:
+    from proxytune.decoding.drafting import Clock
+    from proxytune.decoding.engine import Rows
+
+
+class Round:
+    """The rows' next positions: position 0 follows each row's last token, position j follows j drafted ones."""
+
+    def __init__(self, rows: Rows, clock: Clock):
+        self.rows, self.clock = rows, clock
+        self.mixture = rows.mixture
+        self.drafted_RK = torch.empty(len(rows.each), 0, dtype=torch.int64, device=rows.device)
+        self.scores: dict[Term, Tensor] = {}
+
+    def extend(self, terms: Sequence[Term], positions: int) -> None:
+        """Read until every one of these terms has scores at `positions` positions."""
+        for number, group in enumerate(self.mixture.groups):
+            short = [term for term in group if term in terms and self._have(term) < positions]
+            together = len(short) == len(group) and len({self._have(term) for term in group}) == 1
+            for part in [short] if together else [[term] for term in short]:
+                if part:
+                    self._read(number, group, part, positions)
+
+    def _have(self, term: Term) -> int:
+        return self.scores[term].shape[1] if term in self.scores else 0
+
+    def _read(self, number: int, group: Sequence[Term], part: Sequence[Term], positions: int) -> None:
+        have = self._have(part[0])
+        ids = []
+        for term in part:
+            pending_R1 = self.rows.pending[term]
+            ids.append(torch.cat([pending_R1, self.drafted_RK[:, : positions - 1]], dim=1)[:, have:])
+        starts_RM = torch.stack([self.rows.starts[term] + have for term in part], dim=1)
+        member = None if len(part) == len(group) else group.index(part[0])
+        with self.clock.reading(part, len(starts_RM), positions - have):
+            scores_RMQV = self.rows.streams[number].read(torch.stack(ids, dim=1), starts_RM, member=member)
+        for place, term in enumerate(part):
+            new_RQV = scores_RMQV[:, place].to(self.rows.device)
+            self.scores[term] = torch.cat([self.scores[term], new_RQV], dim=1) if have else new_RQV
+
+    def draft(self, tokens_RK: Tensor) -> None:
+        self.drafted_RK = torch.cat([self.drafted_RK, tokens_RK], dim=1)
+
+    def choose(self, scores_RQV: Tensor, first: int) -> Tensor:
+        """The tokens (R, Q) that each row's rules choose from steered scores at positions `first` + 0..Q-1."""
+        rows, width = self.rows, scores_RQV.shape[1]
+        positions_RQ = rows.counts_R1 + torch.arange(first, first + width, device=rows.device)
+        scores_RQV = rows.forbid_ends(scores_RQV, first)
+        return rows.choice(scores_RQV, positions_RQ, self._seen(first, width))
+
+    def _seen(self, first: int, width: int) -> Tensor | None:
+        """Which ids each position has before it, (R, Q, V): each its own drafted prefix too."""
+        if self.rows.seen_RV is None:
+            return None
+        seen = [self.rows.seen_RV.scatter(1, self.drafted_RK[:, :first], True)]
+        for position in range(first, first + width - 1):
+            seen.append(seen[-1].scatter(1, self.drafted_RK[:, position : position + 1], True))
+        return torch.stack(seen, dim=1)
+
+    def target(self, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The chosen tokens (R, Q) at positions first..stop-1, and whether any model gave NaN there."""
+        scores = {term: scores_RQV[:, first:stop] for term, scores_RQV in self.scores.items()}
+        alphas = [alpha_R1[:, :, None] for alpha_R1 in self.rows.alphas]
+        combined_RQV = self.mixture.combine(scores, alphas)
+        tokens_RQ = self.choose(combined_RQV, first)
+        # arg-max takes a NaN where there is one, so the chosen score tells
+        return tokens_RQ, combined_RQV.gather(-1, tokens_RQ[..., None])[..., 0].isnan()
+
+    def run(self, drafter, count: int) -> tuple[list[list[int]], list[int]]:
+        """Draft `count` tokens, verify them; for each row the tokens that are now said, and how many were drafted."""
+        terms, readers = self.mixture.terms, drafter.terms if count else ()
+        if count:
+            drafter.propose(self, count)
+        self.extend([term for term in terms if term not in readers], count + 1)
+        self.extend(readers, count)
+        width = count if readers else count + 1
+        chosen_RQ, broken_RQ = self.target(0, width)
+        kept_R = (chosen_RQ[:, :count] == self.drafted_RK).long().cumprod(1).sum(1)
+        if width == count and bool((kept_R == count).any()):  # all held: the drafting models read the last one too
+            self.extend(readers, count + 1)
+            last_R1, broken_R1 = self.target(count, count + 1)
+            chosen_RQ, broken_RQ = torch.cat([chosen_RQ, last_R1], 1), torch.cat([broken_RQ, broken_R1], 1)
+        kept = kept_R.tolist()
+        said = [row[: held + 1] for row, held in zip(chosen_RQ.tolist(), kept, strict=True)]
+        for row, broken in enumerate(broken_RQ.tolist()):
+            if any(broken[: len(said[row])]):
+                self.rows.refuse(row, broken.index(True))
+        return said, kept

@@ -1,0 +1,70 @@
+"""Models and tokenizers from the hub, a folder, or the embedded family, with every failure told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from proxytune.errors import ModelError
+from proxytune.files import resource
+from proxytune.models.quiet import quiet
+from proxytune.settings import ModelRef
+
+EMBEDDED = "embedded:"
+
+
+def locate(ref: ModelRef) -> str:
+    """What `from_pretrained` takes: a folder for embedded and local models, else the hub's name."""
+    if ref.model.startswith(EMBEDDED):
+        folder = resource("data") / "tiny" / ref.model.removeprefix(EMBEDDED)
+        if not folder.is_dir():
+            raise ModelError(f"there is no embedded model {ref.model!r}", "known: embedded:small, embedded:base")
+        return str(folder)
+    return str(Path(ref.model).expanduser()) if Path(ref.model).expanduser().is_dir() else ref.model
+
+
+def load_tokenizer(ref: ModelRef):
+    """The model's tokenizer. Raises ModelError in one line where it cannot be had."""
+    from transformers import AutoTokenizer
+
+    with _told(ref):
+        return AutoTokenizer.from_pretrained(locate(ref), revision=ref.revision)
+
+
+def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
+    """The model with evaluation numerics on the best device there is; a LoRA adapter is merged into its weights.
+
+    dtype auto: what the checkpoint says on a GPU, float32 on a CPU. Pickled weights are refused.
+    """
+    from transformers import AutoModelForCausalLM
+
+    cuda = torch.cuda.is_available()
+    chosen = ("auto" if cuda else torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    with _told(ref), quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            locate(ref), revision=ref.revision, dtype=chosen, use_safetensors=True, trust_remote_code=False
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return model.to("cuda" if cuda else "cpu").eval()
+
+
+@contextlib.contextmanager
+def _told(ref: ModelRef) -> Generator[None]:
+    """Whatever the libraries raise for a model that cannot be had, as one line. Broken files raise nearly anything."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        name = ref.model + (f" at revision {ref.revision}" if ref.revision else "")
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ModelError(
+            f"cannot load the model {name}: {kind}{str(error).strip().partition(chr(10))[0]}",
+            "check the name and revision, log in with `hf auth login` for gated models, or give a local folder",
+        ) from error

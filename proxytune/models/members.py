@@ -1,0 +1,101 @@
+"""An expert and its anti from one copy of the weights: the rows of one forward, with the adapter on some of them.
+
+A LoRA expert (Hu et al. 2021, arXiv 2106.09685) is its anti plus a low-rank term in some linear layers. So one forward
+over one copy of the small model's weights gives both, and further experts of the same anti: the linear layer runs once
+over all rows, and each adapter's term is added to the rows of its member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from proxytune.errors import ModelError
+
+
+@dataclass
+class Active:
+    """The members of the forward that runs now; row i belongs to members[i % len(members)]. 0 is the bare model."""
+
+    members: tuple[int, ...] = (0,)
+
+
+class MemberLinear(nn.Module):
+    """A linear layer with one low-rank term for each adapter: y = W x, and y += B_m A_m x on the rows of member m."""
+
+    def __init__(self, linear: nn.Module, active: Active):
+        super().__init__()
+        self.linear, self.active = linear, active
+        self.low: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        members = self.active.members
+        split = len(members)
+        for place, member in enumerate(members):
+            if member in self.low:
+                down_RI, up_OR = self.low[member]
+                y[place::split] += (x[place::split] @ down_RI.T) @ up_OR.T
+        return y
+
+
+def attach(model, adapters: Sequence[Path]) -> Active:
+    """Put the adapters (folders written by PEFT) on the model as members 1, 2, ..., in place.
+
+    PEFT reads the files, so ranks, patterns and scaling are what it says they are. Raises ModelError for adapters whose
+    term is not low-rank alone (`separable` tells beforehand).
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    active = Active()
+    wrapped = None
+    for number, folder in enumerate(adapters, 1):
+        if not separable(folder):
+            raise ModelError(
+                f"{folder} is no plain LoRA adapter, so it cannot share its anti's weights", "load it merged"
+            )
+        name = str(number)
+        if wrapped is None:
+            wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        else:
+            wrapped.load_adapter(str(folder), adapter_name=name)
+    if wrapped is None:
+        return active
+    for path, layer in list(model.named_modules()):  # PEFT changed the model in place
+        if isinstance(layer, LoraLayer):
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, _split(layer, active))
+    return active
+
+
+def separable(folder: Path) -> bool:
+    """Whether an adapter only adds low-rank terms to linear layers (no DoRA, biases, embeddings or whole modules)."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(str(folder))
+    return str(config.peft_type).endswith("LORA") and not (
+        getattr(config, "use_dora", False)
+        or getattr(config, "modules_to_save", None)
+        or getattr(config, "trainable_token_indices", None)
+        or getattr(config, "lora_bias", False)
+        or getattr(config, "bias", "none") != "none"
+        or getattr(config, "fan_in_fan_out", False)
+    )
+
+
+def _split(layer, active: Active) -> nn.Module:
+    linear = layer.get_base_layer()
+    if not isinstance(linear, nn.Linear):
+        raise ModelError(
+            f"an adapter changes a {type(linear).__name__}, which cannot be split by rows", "load it merged"
+        )
+    made = MemberLinear(linear, active)
+    for name in layer.lora_A:
+        scale = layer.scaling[name]
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        made.low[int(name)] = (down.detach().to(linear.weight), (up.detach() * scale).to(linear.weight))
+    return made.eval()

@@ -1,0 +1,94 @@
+"""Keys and values in slots: a sequence's slot is its position.
+
+Every row writes its new keys and values at its own positions, and sees the slots up to each of them. So rows of any
+lengths share a batch without padding, and rolling back is reading again from a smaller position: no crop, no
+realignment.
+
+Shapes: N sequences read now, H key-value heads, Q new positions, S slots in use, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+
+class Slots(Cache):
+    """Room for `rows` sequences of `length` slots in every layer, made when first needed and enlarged when too small.
+
+    `aim` says which sequences the next forward reads and where; the model's layers then call `update`.
+    """
+
+    def __init__(self, rows: int, length: int):
+        super().__init__(layers=[])
+        self.rows, self.length = rows, length
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def aim(self, rows: slice, starts_N: Tensor, width: int) -> int:
+        """Read `width` ids of these sequences from their starts (on the CPU) on; returns the number of slots in use."""
+        low, high = int(starts_N.min()), int(starts_N.max())
+        used = high + width
+        if rows.stop > self.rows or used > self.length:
+            length = self.length if used <= self.length else max(used, self.length * 3 // 2)
+            self._enlarge(max(rows.stop, self.rows), length)
+        self.at = (rows, low if low == high else starts_N[:, None] + torch.arange(width), used)
+        return used
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """Write new keys and values, (N, H, Q, D), and return all of these sequences' slots in use, (N, H, S, D)."""
+        if layer_idx not in self.kept:
+            self.kept[layer_idx] = (self._room(key_states), self._room(value_states))
+        rows, positions, used = self.at
+        seen = []
+        for room, states in zip(self.kept[layer_idx], (key_states, value_states), strict=True):
+            view = room[rows]
+            if isinstance(positions, int):
+                view[:, :, positions:used] = states
+            else:
+                positions_NQ = positions.to(states.device)
+                view[torch.arange(len(view), device=states.device)[:, None], :, positions_NQ] = states.transpose(1, 2)
+            seen.append(view[:, :, :used])
+        return tuple(seen)
+
+    @torch.inference_mode()
+    def copy(self, rows: slice, to: slice) -> None:
+        if to.stop > self.rows:
+            self._enlarge(to.stop, self.length)
+        for pair in self.kept.values():
+            for room in pair:
+                room[to] = room[rows]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # positions are always given
+
+    def _room(self, states: Tensor) -> Tensor:
+        shape = (self.rows, states.shape[1], self.length, states.shape[3])
+        return torch.zeros(shape, dtype=states.dtype, device=states.device)
+
+    def _enlarge(self, rows: int, length: int) -> None:
+        self.rows, self.length = rows, length
+        for layer, (keys, values) in self.kept.items():
+            self.kept[layer] = (self._larger(keys), self._larger(values))
+
+    def _larger(self, room: Tensor) -> Tensor:
+        larger = self._room(room)
+        larger[: room.shape[0], :, : room.shape[2]] = room
+        return larger
+
+
+def visible(kinds: dict[str, int | None], positions_NQ: Tensor, used: int, additive: torch.dtype | None):
+    """What each new position may see, (N, 1, Q, S): for one kind of layer the mask, for several one of each by name.
+
+    kinds: the window of each kind of layer, None where everything before is seen. additive: the dtype of a mask to add
+    to scores, for attention that takes no boolean one.
+    """
+    slots_S = torch.arange(used, device=positions_NQ.device)
+    seen = slots_S <= positions_NQ[:, None, :, None]
+    masks = {}
+    for kind, window in kinds.items():
+        mask = seen if window is None else seen & (slots_S > positions_NQ[:, None, :, None] - window)
+        if additive is not None:
+            mask = torch.zeros_like(mask, dtype=additive).masked_fill(~mask, torch.finfo(additive).min)
+        masks[kind] = mask
+    return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxytune import files
+from proxytune.errors import StorageError
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers()), max_size=6), st.data())
+def test_a_journal_cut_anywhere_keeps_its_whole_rows_and_goes_on(rows, data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "j.part"
+        journal = files.Journal(path)
+        for row in rows:
+            journal.append(row)
+        written = path.read_bytes()
+        cut = data.draw(st.integers(0, len(written)))
+        path.write_bytes(written[:cut])
+        again = files.Journal(path)
+        assert again.rows == rows[: written[:cut].count(b"\n")]
+        again.append({"more": 1})
+        assert files.Journal(path).rows == [*again.rows, {"more": 1}]
+
+
+def test_a_journal_damaged_in_the_middle_is_told_not_mended(tmp_path):
+    path = tmp_path / "j.part"
+    path.write_text('{"a": 1}\n{"b": \n{"c": 3}\n')
+    with pytest.raises(StorageError, match=r"j\.part is damaged"):
+        files.Journal(path)
