@@ -7,6 +7,9 @@ EXPERT ?= $(TASK)@latest
 ALPHA  ?=
 ALPHAS ?= 0,0.25,0.5,0.75,1,1.25,1.5
 PROMPT ?=
+BASE   ?= embedded:base
+LAYERS ?= 3
+TEXT   ?=
 PYTHON ?= python3
 ARGS   ?=
 
@@ -26,12 +29,12 @@ export MALLOC_TRIM_THRESHOLD_ ?= 8000000000
 # As typed: make must not expand a prompt's dollar signs, and Hydra reads it from here and not from its own grammar.
 export PROXYTUNE_PROMPT := $(value PROMPT)
 # The embedded family needs no hub, and looking one up without a network takes long to fail.
-ifeq ($(FAMILY)$(filter data=hub data.source=hub,$(ARGS)),tiny)
+ifeq ($(FAMILY)$(filter data=hub data.source=hub,$(ARGS))$(filter-out embedded:%,$(BASE)),tiny)
 export HF_HUB_OFFLINE ?= 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check expert decode evaluate sweep registry sync pretrain clean clean-all
+.PHONY: help setup demo test check expert decode evaluate sweep score registry sync twin pretrain clean clean-all
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -62,11 +65,17 @@ evaluate: $(READY) ## base, expert, steered and tuned on held-out rows          
 sweep: $(READY) ## the alpha curve, and the best alpha kept with the expert                EXPERT= ALPHAS=
 	$(RUN) sweep $(WHICH) expert=$(EXPERT) 'alphas=[$(ALPHAS)]' $(ARGS)
 
+score: $(READY) ## score a file of outputs by a benchmark                                ARGS='benchmark=gsm8k predictions=FILE'
+	$(RUN) score $(ARGS)
+
 registry: $(READY) ## list the registered experts                                             ARGS='show code@latest'
 	$(RUN) registry $(or $(ARGS),list)
 
 sync: $(READY) ## upload runs that were tracked offline to W&B
 	$(RUN) sync $(ARGS)
+
+twin: $(READY) ## a small sibling for a base that has none                                BASE= LAYERS= TEXT=
+	$(RUN) twin base=$(BASE) layers=$(LAYERS) 'text=[$(TEXT)]' $(ARGS)
 
 pretrain: $(READY) ## pre-train the embedded family anew; hours on a CPU
 	$(RUN) pretrain $(ARGS)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from proxytune.errors import SettingsError, did_you_mean
 
@@ -101,14 +102,63 @@ class Peft(Section):
 
 
 class Decode(Section):
-    """How tokens are chosen: temperature 0 is greedy. Applied to the steered scores, after the equation."""
+    """How tokens are chosen: temperature 0 is greedy. Applied to the steered scores, after the equation.
+
+    The last four say how the work is done, and change nothing of what comes out.
+    """
 
     temperature: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Share = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    repetition_penalty: Annotated[FiniteFloat, Field(gt=0)] = 1.0
     seed: int = 0
     max_new_tokens: Count | None = None
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
     batch_size: Count = 64
+    prefill_tokens: Count = 8192
+    drafter: Literal["none", "expert", "pair", "ngram"] = "expert"
+    draft_tokens: Annotated[int, Field(ge=0, le=32)] | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What decides the text."""
+        return self.model_dump(exclude={"batch_size", "prefill_tokens", "drafter", "draft_tokens"})
+
+
+class Remote(Section):
+    """A base behind an API, reached under `url` in the dialect `name`.
+
+    key_variable: the environment variable that holds the key. top: best scores asked for at each position.
+    draft_tokens: drafted by the small pair where the server gives prompt scores. retries: of faults that can pass.
+    max_requests, max_tokens: a budget; retries and prompt tokens count. tolerance: the most a score may be off, nats.
+    """
+
+    name: Literal["vllm", "sglang", "llamacpp", "openai"]
+    url: str
+    model: str | None = None
+    key_variable: str | None = None
+    top: Count = 20
+    draft_tokens: Annotated[int, Field(ge=0, le=32)] = 0
+    in_flight: Count = 16
+    timeout_seconds: Annotated[FiniteFloat, Field(gt=0)] = 120.0
+    retries: Annotated[int, Field(ge=0, le=20)] = 6
+    max_requests: Count | None = None
+    max_tokens: Count | None = None
+    require_certified: bool = False
+    tolerance: Annotated[FiniteFloat, Field(ge=0)] = 1e-4
+
+    @field_validator("url")
+    @classmethod
+    def _bare(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("give a URL such as http://127.0.0.1:8000")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise SettingsError(  # and not shown: what is too much in it may be a key
+                f"the url for {parts.hostname} has more than a host, a port and a path",
+                "leave keys out of it: key_variable names the environment variable that holds one",
+            )
+        return url.rstrip("/")
 
 
 class Stage(Section):
@@ -137,17 +187,36 @@ class Expert(Stage):
     resume: bool = True
 
 
+class Steer(Section):
+    """One registered expert and how hard it steers; alpha None as in `Steering`."""
+
+    expert: str
+    alpha: FiniteFloat | None = None
+
+
 class Steering(Stage):
     """A trio: the family's base, a registered expert (its anti is in its lineage) and alpha.
 
     alpha None takes the one that the expert's manifest carries (chosen by a sweep), else 1. base overrides family.base
-    by any other model reference.
+    by any other model reference. steering: several experts at once; the first stands for `expert` and `alpha`, which is
+    what a sweep moves, and the others are held.
     """
 
     expert: str
     alpha: FiniteFloat | None = None
+    steering: list[Steer] = []
     base_model: ModelRef | None = None
     decode: Decode = Decode()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_expert(cls, values: Any) -> Any:
+        first = (values.get("steering") or [None])[0]
+        first = first.model_dump() if isinstance(first, Steer) else first
+        if isinstance(first, Mapping) and "expert" in first:
+            alpha = values.get("alpha")
+            return {**values, "expert": first["expert"], "alpha": first.get("alpha") if alpha is None else alpha}
+        return values
 
     @property
     def base_ref(self) -> ModelRef:
@@ -200,6 +269,104 @@ class Pretrain(Section):
     extra: list[Path] = []
     resume: bool = True
     outputs: Path = Path("outputs")
+    command: str = ""
+
+
+class Healing(Section):
+    """Distillation of a cut model from its base: AdamW, warm-up and cosine; `batch_size` windows a step.
+
+    freeze_embeddings: embedding and head stay the base's own, bit for bit. bf16: matrix products in bfloat16; None
+    does so on a GPU that can. steps 0 leaves the model as it was cut.
+    """
+
+    steps: Annotated[int, Field(ge=0)] = 1000
+    batch_size: Count = 8
+    learning_rate: Annotated[FiniteFloat, Field(gt=0)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    freeze_embeddings: bool = True
+    bf16: bool | None = None
+    save_steps: Count = 100
+
+
+class Twin(Section):
+    """Make a small sibling of `base` from some of its layers, healed on text.
+
+    text: .txt files in paragraphs, .jsonl rows with `text`, `question` or `prompt`. window: tokens of each piece that
+    is read. held_out: the share of paragraphs that only perplexity is measured on, by their hash. calibration_windows
+    measure the layers, at most evaluation_windows the perplexity.
+    """
+
+    base: ModelRef = ModelRef(model="embedded:base")
+    layers: Count = 3
+    text: list[Path] = []
+    name: str | None = None
+    window: Annotated[int, Field(ge=8)] = 256
+    held_out: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.05
+    calibration_windows: Count = 32
+    evaluation_windows: Count = 100
+    heal: Healing = Healing()
+    tracker: Tracker = Tracker()
+    resume: bool = True
+    outputs: Path = Path("outputs")
+    seed: int = 0
+    command: str = ""
+
+
+class Judge(Section):
+    """Who judges what no rule can. models: by what they judge; url: of an API; key: the variable that holds its key."""
+
+    models: dict[str, str] = {}
+    url: str | None = None
+    key: str = "OPENAI_API_KEY"
+    template: Path | None = None
+    concurrency: Count = 4
+    timeout: Annotated[FiniteFloat, Field(gt=0)] = 120.0
+    retries: Annotated[int, Field(ge=0)] = 4
+    batch_size: Count = 32
+    kept: Path = Path("outputs/judgements")
+
+
+class Benchmark(Section):
+    """Which benchmark, and what of it the user overrides (None keeps its own). rows: None takes the hub's."""
+
+    name: str
+    rows: Path | None = None
+    revision: str | None = None
+    limit: Count | None = None
+    seed: int = 42
+    max_new_tokens: Count | None = None
+    stop: list[str] | None = None
+    temperature: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    top_p: Share | None = None
+    samples: Count | None = None
+    allow_code: bool = False
+    sandbox: Literal["isolated", "limits"] = "isolated"
+    python: str | None = None
+    workers: Annotated[int, Field(ge=0)] = 0
+    cpu_seconds: Count | None = None
+    judge: Judge = Judge()
+
+
+class Fields(Section):
+    """The columns of a file of predictions; None takes those that the benchmark's released files have."""
+
+    output: str | None = None
+    reference: str | None = None
+    id: str | list[str] | None = None
+    verdict: str | list[str] | None = None
+
+
+class Score(Section):
+    """Score a file of outputs made by anyone. outputs: `raw` are cut first as the benchmark does it."""
+
+    benchmark: Benchmark
+    predictions: Path | None = None
+    fields: Fields = Fields()
+    outputs: Literal["raw", "trimmed"] = "raw"
+    out: Path | None = None
+    bootstrap_samples: Count = 2000
+    seed: int = 0
     command: str = ""
 
 

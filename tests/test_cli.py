@@ -28,6 +28,8 @@ KINDS = {
     "evaluate": settings.Evaluate,
     "sweep": settings.Sweep,
     "demo": settings.Demo,
+    "score": settings.Score,
+    "twin": settings.Twin,
     "pretrain": settings.Pretrain,
 }
 COMMAND = [sys.executable, "-m", "pipelines.cli"]
@@ -246,7 +248,7 @@ def test_every_choice_of_every_group_composes_and_validates(stage):
 
 @pytest.mark.parametrize("stage", KINDS)
 def test_every_setting_is_listed_in_its_root(stage):
-    unused = {"sweep": {"alpha"}, "demo": {"alpha", "expert"}}.get(stage, set())
+    unused = {"sweep": {"alpha"}, "demo": {"alpha", "expert", "steering"}}.get(stage, set())
     assert set(compose(stage)) == set(KINDS[stage].model_fields) - unused
 
 
