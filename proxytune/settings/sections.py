@@ -1,0 +1,155 @@
+"""What stages share: a model, a family, rows, a tracker, decoding, a base behind an API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+
+from proxytune.errors import SettingsError, did_you_mean
+
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelRef(Section):
+    """A model on the hub or in a folder; `embedded:small` and `embedded:base` are the shipped ones."""
+
+    model: str
+    revision: str | None = None
+
+
+class Family(Section):
+    """Models that share a tokenizer: a small one to tune, bases to steer, and how prompts are put to them.
+
+    chat_template: None uses the tokenizer's own, else the template of another model or a path to a `.jinja` file, for
+    small models that come without one. training: the family's defaults for the trainer, under TRL's names.
+    """
+
+    name: str
+    small: ModelRef
+    bases: dict[str, ModelRef]
+    base: str
+    chat_template: str | None = None
+    data: Literal["builtin", "hub"] = "hub"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    training: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _base_exists(self) -> Family:
+        if self.base not in self.bases:
+            raise ValueError(
+                f"family.base={self.base} is not one of this family's bases; {did_you_mean(self.base, self.bases)}"
+            )
+        return self
+
+    @property
+    def base_ref(self) -> ModelRef:
+        return self.bases[self.base]
+
+
+class TaskChoice(Section):
+    """Which task, and what of it the user overrides (null keeps the task's own)."""
+
+    name: str
+    max_new_tokens: Count | None = None
+    stop: list[str] | None = None
+
+
+class Data(Section):
+    """Where rows come from. `auto` is the family's own choice; `files` reads JSONL or CSV in TRL's formats.
+
+    limit_train / limit_validation / limit_test: at most so many rows, the first ones; None takes all.
+    """
+
+    source: Literal["auto", "builtin", "hub", "files"] = "auto"
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    revision: str | None = None
+    limit_train: Count | None = None
+    limit_validation: Count | None = None
+    limit_test: Count | None = None
+
+
+class Tracker(Section):
+    name: Literal["none", "local", "wandb"] = "wandb"
+    project: str = "proxytune"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = []
+
+
+class Peft(Section):
+    """LoRA under PEFT's names, or `none` for full tuning."""
+
+    name: Literal["lora", "none"] = "lora"
+    r: Count = 16
+    lora_alpha: Annotated[FiniteFloat, Field(gt=0)] = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class Decode(Section):
+    """How tokens are chosen: temperature 0 is greedy. Applied to the steered scores, after the equation.
+
+    The last four say how the work is done, and change nothing of what comes out.
+    """
+
+    temperature: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Share = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    repetition_penalty: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    seed: int = 0
+    max_new_tokens: Count | None = None
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    batch_size: Count = 64
+    prefill_tokens: Count = 8192
+    drafter: Literal["none", "expert", "pair", "ngram"] = "expert"
+    draft_tokens: Annotated[int, Field(ge=0, le=32)] | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What decides the text."""
+        return self.model_dump(exclude={"batch_size", "prefill_tokens", "drafter", "draft_tokens"})
+
+
+class Remote(Section):
+    """A base behind an API, reached under `url` in the dialect `name`.
+
+    key_variable: the environment variable that holds the key. top: best scores asked for at each position.
+    draft_tokens: drafted by the small pair where the server gives prompt scores. retries: of faults that can pass.
+    max_requests, max_tokens: a budget; retries and prompt tokens count. tolerance: the most a score may be off, nats.
+    """
+
+    name: Literal["vllm", "sglang", "llamacpp", "openai"]
+    url: str
+    model: str | None = None
+    key_variable: str | None = None
+    top: Count = 20
+    draft_tokens: Annotated[int, Field(ge=0, le=32)] = 0
+    in_flight: Count = 16
+    timeout_seconds: Annotated[FiniteFloat, Field(gt=0)] = 120.0
+    retries: Annotated[int, Field(ge=0, le=20)] = 6
+    max_requests: Count | None = None
+    max_tokens: Count | None = None
+    require_certified: bool = False
+    tolerance: Annotated[FiniteFloat, Field(ge=0)] = 1e-4
+
+    @field_validator("url")
+    @classmethod
+    def _bare(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("give a URL such as http://127.0.0.1:8000")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise SettingsError(  # and not shown: what is too much in it may be a key
+                f"the url for {parts.hostname} has more than a host, a port and a path",
+                "leave keys out of it: key_variable names the environment variable that holds one",
+            )
+        return url.rstrip("/")
