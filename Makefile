@@ -34,7 +34,7 @@ export HF_HUB_OFFLINE ?= 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check expert decode evaluate sweep score registry sync twin pretrain clean clean-all
+.PHONY: help setup demo test check expert decode evaluate sweep score registry sync twin bench pretrain clean clean-all
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,9 @@ sync: $(READY) ## upload runs that were tracked offline to W&B
 
 twin: $(READY) ## a small sibling for a base that has none                                BASE= LAYERS= TEXT=
 	$(RUN) twin base=$(BASE) layers=$(LAYERS) 'text=[$(TEXT)]' $(ARGS)
+
+bench: $(READY) ## speed of the engine on this machine, beside plain decoding
+	$(RUN) bench $(ARGS)
 
 pretrain: $(READY) ## pre-train the embedded family anew; hours on a CPU
 	$(RUN) pretrain $(ARGS)

@@ -30,6 +30,7 @@ KINDS = {
     "demo": settings.Demo,
     "score": settings.Score,
     "twin": settings.Twin,
+    "bench": settings.Bench,
     "pretrain": settings.Pretrain,
 }
 COMMAND = [sys.executable, "-m", "pipelines.cli"]

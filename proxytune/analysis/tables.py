@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from proxytune.evaluation.summary import MEASURES, spoken
+from proxytune.evaluation.summary import spoken
 
 STYLES = {"base": "bright_black", "expert": "yellow", "steered": "cyan", "tuned": "green"}
 PLAIN_WIDTH = 120
@@ -44,6 +44,19 @@ def evaluation(summary: Summary) -> RenderableType:
 def sweep(summary: Summary) -> RenderableType:
     """The same with one line for each alpha, the chosen one marked."""
     return _page(summary, best=summary["chosen"])
+
+
+def bench(found: Mapping[str, Any]) -> RenderableType:
+    """Times of a bench, each beside what it is compared with."""
+    table = Table(title=f"{found['trio']}, {found['device']}, {found['threads']} thread(s)", box=box.SIMPLE)
+    for name in ("", "seconds", "speed", "of"):
+        table.add_column(name, justify="right" if name in ("seconds", "speed") else "left")
+    for row in found["rows"]:
+        own = row["beside"] == row["name"]
+        table.add_row(
+            row["name"], f"{row['seconds']:.3f}", "" if own else f"{row['ratio']:.2f}x", "" if own else row["beside"]
+        )
+    return table
 
 
 def generations(prompt: str, texts: Mapping[str, str], width: int = PLAIN_WIDTH) -> RenderableType:
@@ -83,8 +96,9 @@ def gap_line(summary: Summary) -> str:
 
 
 def spoken_measures(summary: Summary) -> dict[str, str]:
-    """What loss and metric are called before people."""
-    return {"loss": "loss", "metric": spoken(summary["rows"][0]["metric_name"]) or "metric"}
+    """What loss and metric are called before people, as far as they were measured."""
+    names = {"loss": "loss", "metric": spoken(summary["rows"][0]["metric_name"]) or "metric"}
+    return {name: told for name, told in names.items() if any(row[name] is not None for row in summary["rows"])}
 
 
 def visible(text: str) -> str:
@@ -133,11 +147,11 @@ def _cells(row: Mapping[str, Any], summary: Summary) -> list[str]:
     """One row under `_titles`."""
     base: Mapping[str, Any] = next((one for one in summary["rows"] if one["system"] == "base"), {})
     changes = []
-    for name in MEASURES:
+    for name in spoken_measures(summary):
         known = row["system"] != "base" and row[name] is not None and base.get(name) is not None
         changes.append(f"{row[name] - base[name]:+.3f}" if known else "-")
     alpha = "-" if row["alpha"] is None else f"{row['alpha']:g}"
-    measured = [_with_interval(row[name], row[f"{name}_ci"]) for name in MEASURES]
+    measured = [_with_interval(row[name], row[f"{name}_ci"]) for name in spoken_measures(summary)]
     return [row["system"], alpha, f"{row['n']}", *measured, *changes]
 
 

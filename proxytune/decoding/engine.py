@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from proxytune.decoding import drafting
-from proxytune.decoding.drafting import Clock, Planner, Stats
+from proxytune.decoding.drafting import Clock, Drafter, Planner, Stats
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Reply, Request
 from proxytune.decoding.round import Round
@@ -40,12 +40,10 @@ class Row:
 class Rows:
     """The rows that are being written, their streams, and what a round needs of them as tensors."""
 
-    def __init__(self, mixture: Mixture, capacity: int):
-        self.mixture, self.capacity = mixture, capacity
+    def __init__(self, mixture: Mixture):
+        self.mixture = mixture
         self.device = mixture.base.source.device
-        self.streams = [
-            group[0].source.open(capacity, 256, tuple(term.member for term in group)) for group in mixture.groups
-        ]
+        self.streams = [group[0].source.open(1, 256, tuple(term.member for term in group)) for group in mixture.groups]
         self.each: list[Row] = []
 
     def admit(self, new: Sequence[Row], budget: int) -> None:
@@ -99,6 +97,11 @@ class Rows:
             for i in range(len(self.mixture.pairs))
         ]
         self.first = {term: torch.tensor([len(r.prompts[term.role]) - 1 for r in each]) for term in self.mixture.terms}
+        self.banned_RV = None
+        if any(request.limits.banned for request in each):
+            self.banned_RV = torch.zeros(len(each), self.mixture.vocabulary.size, dtype=torch.bool, device=self.device)
+            for row, request in enumerate(each):
+                self.banned_RV[row, list(request.limits.banned)] = True
         self.seen_RV = None
         if any(request.sampling.repetition_penalty != 1 for request in each):
             self.seen_RV = torch.zeros(len(each), self.mixture.vocabulary.size, dtype=torch.bool, device=self.device)
@@ -125,8 +128,10 @@ class Rows:
         role = self.mixture.base.role
         return [[*row.request.prompts[role], *row.reply.token_ids] for row in self.each]
 
-    def forbid_ends(self, scores_RQV: Tensor, first: int) -> Tensor:
-        """No end id before a row's min_new_tokens."""
+    def forbid(self, scores_RQV: Tensor, first: int) -> Tensor:
+        """No banned id, and no end id before a row's min_new_tokens."""
+        if self.banned_RV is not None:
+            scores_RQV = scores_RQV.masked_fill(self.banned_RV[:, None], -torch.inf)
         for i, row in enumerate(self.each):
             early = row.request.limits.min_new_tokens - len(row.reply.token_ids) - first
             ends = [e for e in row.request.limits.end_ids if e < scores_RQV.shape[-1]]
@@ -151,8 +156,8 @@ class Engine:
     """Writes replies to requests under one mixture.
 
     batch_size: rows written at once. prefill_tokens: ids of prompts read in one forward, and the most that are read
-    between two rounds. drafter: none, expert, pair or ngram; draft_tokens: how many each round, None to let measured
-    costs decide (0 where drafting does not pay). None of these changes a token.
+    between two rounds. drafter: none, expert, pair or ngram, or one's own; draft_tokens: how many each round, None to
+    let measured costs decide (0 where drafting does not pay). None of these changes a token.
     """
 
     def __init__(
@@ -162,16 +167,16 @@ class Engine:
         *,
         batch_size: int = 64,
         prefill_tokens: int = 8192,
-        drafter: str = "none",
+        drafter: str | Drafter = "none",
         draft_tokens: int | None = None,
     ):
         self.mixture, self.tokenizer = mixture, tokenizer
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.stats = Stats()
-        self.drafter = drafting.drafter(drafter, mixture)
+        self.drafter = drafting.drafter(drafter, mixture) if isinstance(drafter, str) else drafter
         self.clock = Clock(self.stats)
         self.planner = Planner(mixture, self.drafter, self.clock, draft_tokens)
-        self.rows = Rows(mixture, batch_size)
+        self.rows = Rows(mixture)
         self.waiting: deque[Row] = deque()
         self.handles = 0
         self.longest = min((s for t in mixture.terms if (s := getattr(t.source, "longest", None))), default=None)

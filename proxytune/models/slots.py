@@ -31,7 +31,8 @@ class Slots(Cache):
         used = high + width
         if rows.stop > self.rows or used > self.length:
             length = self.length if used <= self.length else max(used, self.length * 3 // 2)
-            self._enlarge(max(rows.stop, self.rows), length)
+            count = self.rows if rows.stop <= self.rows else max(rows.stop, self.rows * 3 // 2)
+            self._enlarge(count, length)
         self.at = (rows, low if low == high else starts_N[:, None] + torch.arange(width), used)
         return used
 

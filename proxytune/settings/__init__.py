@@ -27,6 +27,7 @@ from proxytune.settings.sections import (
     Tracker,
 )
 from proxytune.settings.stages import (
+    Bench,
     DecodeStage,
     Demo,
     Evaluate,
@@ -42,6 +43,7 @@ from proxytune.settings.stages import (
 )
 
 __all__ = [
+    "Bench",
     "Benchmark",
     "Count",
     "Data",

@@ -87,8 +87,11 @@ class Evaluate(Steering):
     """Loss and metric of every system on held-out rows, with paired bootstrap intervals.
 
     tuned: `auto` uses a directly tuned base if one that fits is registered, null leaves it out, else its name.
+    alphas: measured beside `alpha`, in the same pass. benchmark: measured by its rows, instead of the task's.
     """
 
+    benchmark: Benchmark | None = None
+    alphas: list[FiniteFloat] = []
     split: Literal["validation", "test"] = "test"
     generate: bool = True
     tuned: str | None = "auto"
@@ -120,6 +123,24 @@ class Pretrain(Section):
     extra: list[Path] = []
     resume: bool = True
     outputs: Path = Path("outputs")
+    command: str = ""
+
+
+class Bench(Section):
+    """What is timed. base, small: random Llamas, each (layers, width, feed-forward width, heads), for trio=random."""
+
+    trio: Literal["random", "tiny"] = "random"
+    base: tuple[Count, Count, Count, Count] = (16, 1536, 4096, 12)
+    small: tuple[Count, Count, Count, Count] = (8, 768, 2048, 12)
+    vocabulary: Count = 32000
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_sizes: Annotated[list[Count], Field(min_length=1)] = [1, 8]
+    acceptances: list[Annotated[float, Field(ge=0, le=1)]] = [0.6, 0.7, 0.8, 0.9]
+    prompt_tokens: Count = 64
+    tokens: Count = 32
+    turns: Count = 3
+    outputs: Path = Path("outputs")
+    threads: Annotated[int, Field(ge=0)] = 1
     command: str = ""
 
 

@@ -1,0 +1,28 @@
+"""Time the engine beside plain decoding and the obvious three-model loop, here and now.
+
+  proxytune bench
+  proxytune bench trio=tiny batch_sizes=[1,32]
+
+Needs no expert and no download. Prints a table of times and ratios; takes minutes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pipelines import cli
+
+
+def run(values: dict[str, Any]) -> None:
+    from proxytune.settings import Bench, load
+
+    settings = load(Bench, values)
+
+    from proxytune.stages import bench
+
+    bench.run(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["bench", *sys.argv[1:]]))

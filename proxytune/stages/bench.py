@@ -1,0 +1,288 @@
+"""Speed: the engine's features beside plain decoding and the obvious three-model loop, in one interleaved run.
+
+Every contender writes the same number of tokens from the same prompts, turn by turn, so that what else the machine does
+falls on all of them alike; a row is the median over the turns, and a ratio is of times in the same turn.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from proxytune.decoding.engine import Engine
+from proxytune.decoding.mixture import Mixture, Prompts
+from proxytune.decoding.request import Limits, Request
+from proxytune.decoding.round import Round
+from proxytune.decoding.scoring import Given, losses
+from proxytune.files import write_json
+from proxytune.models.local import LocalSource
+from proxytune.models.members import attach
+from proxytune.models.source import Term
+from proxytune.models.vocabulary import Vocabulary
+from proxytune.settings import Bench
+from proxytune.tracking import record
+from proxytune.tracking.progress import track
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One thing that is timed; `beside` is the name of what its ratio is to."""
+
+    name: str
+    beside: str
+    work: Work
+
+
+def run(settings: Bench) -> dict[str, Any]:
+    """Time all contenders, print the table, and write it beside machine, versions and commit."""
+    from proxytune.analysis import tables
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    mixture, where = trio(settings)
+    contenders = [*batches(settings, mixture), *alphas(settings, mixture), *mixed(settings, mixture), *pair(mixture)]
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    with torch.inference_mode():
+        for contender in track(contenders, "warming up", len(contenders)):
+            contender.work()
+        turns = [contender for _ in range(settings.turns) for contender in contenders]
+        for contender in track(turns, "timing", len(turns)):
+            synchronise(mixture)
+            began = perf_counter()
+            contender.work()
+            synchronise(mixture)
+            times[contender.name].append(perf_counter() - began)
+    rows = [
+        {
+            "name": c.name,
+            "seconds": median(times[c.name]),
+            "beside": c.beside,
+            "ratio": median(b / a for a, b in zip(times[c.name], times[c.beside], strict=True)),
+        }
+        for c in contenders
+    ]
+    found: dict[str, Any] = {"trio": where, "rows": rows, "threads": torch.get_num_threads(), "turns": settings.turns}
+    found |= {"torch": torch.__version__, "device": str(mixture.base.source.device), **record.code_version()}
+    path = settings.outputs / "bench" / f"{settings.trio}.json"
+    write_json(path, found)
+    tables.console().print(tables.bench(found))
+    print(path)
+    return found
+
+
+def synchronise(mixture: Mixture) -> None:
+    if mixture.base.source.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def trio(settings: Bench) -> tuple[Mixture, str]:
+    """The models: random Llamas of the sizes asked for, or the embedded family with a fresh adapter."""
+    from proxytune.models.loading import load_model
+    from proxytune.settings import ModelRef
+
+    if settings.trio == "tiny":
+        base, small = (load_model(ModelRef(model=f"embedded:{name}"), "float32") for name in ("base", "small"))
+    else:
+        base, small = (
+            random_llama(shape, settings.vocabulary, settings.dtype) for shape in (settings.base, settings.small)
+        )
+    active = attach_random(small)
+    where = f"{settings.trio}: base {size(base)}, small {size(small)}, {base.dtype}".replace("torch.", "")
+    source = LocalSource(small, active=active)
+    vocabulary = Vocabulary(min(base.config.vocab_size, small.config.vocab_size), ())
+    pair = (Term(source, "expert", 1), Term(source, "anti", 0))
+    return Mixture(Term(LocalSource(base), "base"), vocabulary, (pair,)), where
+
+
+def size(model) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}M"
+
+
+def random_llama(shape: Sequence[int], vocabulary: int, dtype: str):
+    """A Llama of (layers, width, feed-forward width, heads) with random weights, made on the device itself."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    layers, width, inner, heads = shape
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
+
+
+def attach_random(small):
+    """A random LoRA adapter of rank 16 on every linear layer, as the engine holds a registered expert."""
+    import tempfile
+    from pathlib import Path
+
+    from peft import LoraConfig, get_peft_model
+
+    tuned = get_peft_model(small, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.01)
+    with tempfile.TemporaryDirectory() as folder:
+        tuned.save_pretrained(folder)
+        tuned.unload()
+        return attach(small, [Path(folder)])
+
+
+def prompts(settings: Bench, mixture: Mixture, count: int) -> list[Prompts]:
+    chosen = random.Random(0)
+    rows = [[chosen.randrange(3, mixture.vocabulary.size) for _ in range(settings.prompt_tokens)] for _ in range(count)]
+    return [{term.role: ids for term in mixture.terms} for ids in rows]
+
+
+class Tokenizer:
+    """Where only ids are timed."""
+
+    def decode(self, ids, skip_special_tokens=True) -> str:
+        return ""
+
+
+def engine(mixture: Mixture, requests: Sequence[Request], **how) -> Engine:
+    made = Engine(mixture, Tokenizer(), **how)
+    list(made.run(requests))
+    return made
+
+
+def batches(settings: Bench, mixture: Mixture) -> list[Contender]:
+    """Plain base decoding, the obvious loop and the engine at each batch size; speculation at imposed acceptance."""
+    found = []
+    source: Any = mixture.base.source
+    model = source.model
+    for size in settings.batch_sizes:  # rows
+        rows = prompts(settings, mixture, size)
+        requests = [Request(row, Limits(settings.tokens), (1.0,)) for row in rows]
+        plain = f"base alone, generate, batch {size}"
+        ids = torch.tensor([row["base"] for row in rows], device=model.device)
+        found.append(Contender(plain, plain, lambda ids=ids: generate(model, ids, settings.tokens)))
+        found.append(
+            Contender(f"obvious loop, batch {size}", plain, lambda ids=ids: obvious(mixture, ids, settings.tokens))
+        )
+        for name, how in (("engine, no drafts", {}), ("engine, expert drafts", {"drafter": "expert"})):
+            work = lambda requests=requests, how=how: engine(mixture, requests, batch_size=64, **how)  # noqa: E731
+            found.append(Contender(f"{name}, batch {size}", plain, work))
+        for acceptance in settings.acceptances:
+            replies = dict(Engine(mixture, Tokenizer()).run(requests))
+            truth = [replies[i].token_ids for i in range(size)]
+            work = lambda requests=requests, a=acceptance, t=truth: engine(  # noqa: E731
+                mixture, requests, drafter=Imposed(mixture, t, a)
+            )
+            found.append(Contender(f"engine, acceptance {acceptance:g} imposed, batch {size}", plain, work))
+    return found
+
+
+def generate(model, ids_BT: torch.Tensor, count: int) -> None:
+    """transformers' own greedy decoding."""
+    model.generate(
+        ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=count, min_new_tokens=count, do_sample=False,
+        pad_token_id=0,
+    )  # fmt: skip
+
+
+def obvious(mixture: Mixture, ids_BT: torch.Tensor, count: int) -> None:
+    """What one writes first: three models with a cache each, stepped one after the other, arg-max of the sum."""
+    from transformers import DynamicCache
+
+    caches = {term: DynamicCache() for term in mixture.terms}
+    step_BT = ids_BT
+    for _ in range(count):
+        logits = {}
+        for term in mixture.terms:
+            source: Any = term.source
+            source.active.members = (term.member,)
+            logits[term] = source.model(step_BT, past_key_values=caches[term], use_cache=True).logits[:, -1]
+        ((expert, anti),) = mixture.pairs
+        step_BT = (logits[mixture.base] + 1.0 * (logits[expert] - logits[anti])).argmax(-1, keepdim=True)
+
+
+class Imposed:
+    """An expert that drafts, at its cost, tokens that hold with a given chance: random weights agree on nothing."""
+
+    def __init__(self, mixture: Mixture, truth: Sequence[Sequence[int]], acceptance: float):
+        self.terms = (mixture.pairs[0][0],)
+        self.truth, self.acceptance, self.random = truth, acceptance, random.Random(0)
+
+    def propose(self, round: Round, count: int) -> None:
+        for position in range(count):
+            round.extend(self.terms, position + 1)
+            drafted = [[self._token(row, position, round.mixture.vocabulary.size)] for row in round.rows.each]
+            round.draft(torch.tensor(drafted, device=round.rows.device))
+
+    def _token(self, row, position: int, size: int) -> int:
+        truth, place = self.truth[row.handle], len(row.reply.token_ids) + position
+        right = truth[place] if place < len(truth) else 0
+        return right if self.random.random() < self.acceptance else (right + 1) % size
+
+
+def alphas(settings: Bench, mixture: Mixture) -> list[Contender]:
+    """Eleven alphas against one, written and scored."""
+    (row,) = prompts(settings, mixture, 1)
+    values = [(i / 5,) for i in range(11)]
+    requests = [Request(row, Limits(settings.tokens), alpha) for alpha in values]
+    given = [Given(each, each["base"][: settings.tokens]) for each in prompts(settings, mixture, 8)]
+    one, eleven = "one alpha written", "11 alphas written together"
+    apart, pass_ = "11 alphas scored one by one", "11 alphas scored in one pass"
+    return [
+        Contender(one, one, lambda: engine(mixture, requests[:1])),
+        Contender(eleven, one, lambda: engine(mixture, requests)),
+        Contender(apart, apart, lambda: [list(losses(mixture, given, [alpha])) for alpha in values]),
+        Contender(pass_, apart, lambda: list(losses(mixture, given, values))),
+    ]
+
+
+def mixed(settings: Bench, mixture: Mixture) -> list[Contender]:
+    """Replies of mixed lengths: places are filled again at once, or a batch waits for its longest."""
+    chosen = random.Random(1)
+    rows = prompts(settings, mixture, 32)
+    lengths = [max(1, round(settings.tokens * chosen.paretovariate(1.5) / 3)) for _ in rows]
+    requests = [Request(row, Limits(min(n, 4 * settings.tokens)), (1.0,)) for row, n in zip(rows, lengths, strict=True)]
+
+    def static() -> None:
+        for at in range(0, len(requests), 8):
+            part = requests[at : at + 8]
+            most = max(request.limits.max_new_tokens for request in part)
+            engine(mixture, [Request(request.prompts, Limits(most), (1.0,)) for request in part], batch_size=8)
+
+    name = "32 replies of mixed lengths, static batches of 8"
+    return [
+        Contender(name, name, static),
+        Contender(
+            "32 replies of mixed lengths, places refilled", name, lambda: engine(mixture, requests, batch_size=8)
+        ),
+    ]
+
+
+def pair(mixture: Mixture) -> list[Contender]:
+    """Expert and anti as rows of one forward against one small model, one token each."""
+    source: Any = mixture.pairs[0][1].source
+    token = torch.zeros(1, 1, 1, dtype=torch.int64)
+    place = torch.full((1, 1), 64)
+    both, single = source.open(1, 128, (1, 0)), source.open(1, 128, (0,))
+
+    def steps(stream, members: int) -> None:
+        for _ in range(20):
+            stream.read(token.expand(1, members, 1), place.expand(1, members))
+
+    one = "20 steps of one small model"
+    return [
+        Contender(one, one, lambda: steps(single, 1)),
+        Contender("20 steps of expert and anti, shared weights", one, lambda: steps(both, 2)),
+    ]
