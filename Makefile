@@ -34,7 +34,7 @@ export HF_HUB_OFFLINE ?= 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check expert decode evaluate sweep score registry sync twin bench pretrain clean clean-all
+.PHONY: help setup demo test fuzz check expert decode evaluate sweep score registry sync twin bench pretrain clean clean-all
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +85,9 @@ pretrain: $(READY) ## pre-train the embedded family anew; hours on a CPU
 
 test: $(READY) ## the whole test suite, without a network                                 ARGS='-k name'
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+fuzz: $(READY) ## the long form of the tests with random examples: 1,500 each; about an hour
+	$(VENV)/bin/python -m pytest -n auto tests/decoding tests/steering tests/models --hypothesis-profile=fuzz $(ARGS)
 
 check: $(READY) ## style, types and layers, as CI does
 	$(VENV)/bin/ruff check .

@@ -25,6 +25,7 @@ from proxytune.models.trio import Trio
 from proxytune.settings import Family, ModelRef
 from proxytune.stages.trio import files_of
 from proxytune.steering.choice import Sampling
+from proxytune.steering.variants import EQUATION, Variant
 
 
 def load(
@@ -110,12 +111,13 @@ class Steered:
         max_new_tokens: int = 256,
         min_new_tokens: int = 0,
         stop: Sequence[str] = (),
+        variant: Variant = EQUATION,
         **sampling,
     ) -> Request:
         alphas = self.alphas if alpha is None else (alpha,) if isinstance(alpha, (int, float)) else tuple(alpha)
         chosen = Sampling(**sampling)
         limits = Limits(max_new_tokens, self.trio.end_ids, tuple(stop), min_new_tokens)
-        return Request(self.trio.encode(prompt), limits, alphas, replace(chosen, seed=chosen.seed + place))
+        return Request(self.trio.encode(prompt), limits, alphas, replace(chosen, seed=chosen.seed + place), variant)
 
     def _engine(self) -> Engine:
         return Engine(self.mixture, self.tokenizer, batch_size=self.batch_size, drafter=self.drafter)

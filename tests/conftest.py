@@ -17,8 +17,10 @@ os.environ |= {
 }
 
 
-settings.register_profile("shared machine", deadline=None)  # a slow example is a busy machine, not a failure
-settings.load_profile("shared machine")
+# A slow example is a busy machine, not a failure. `make fuzz` is the long form of every test with examples.
+settings.register_profile("short", deadline=None, max_examples=40)
+settings.register_profile("fuzz", deadline=None, max_examples=1500)
+settings.load_profile("short")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

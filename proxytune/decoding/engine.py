@@ -25,6 +25,7 @@ from proxytune.decoding.round import Round
 from proxytune.errors import ModelError, SettingsError
 from proxytune.settings import Decode
 from proxytune.steering.choice import Choice
+from proxytune.steering.variants import Variants
 
 
 @dataclass
@@ -92,6 +93,7 @@ class Rows:
         """The tensors of the present rows, made anew after rows came or went."""
         each = [row.request for row in self.each]
         self.choice = Choice([request.sampling for request in each], self.device)
+        self.variants = Variants([request.variant for request in each], self.device)
         self.alphas = [
             torch.tensor([[request.alphas[i]] for request in each], dtype=torch.float64, device=self.device)
             for i in range(len(self.mixture.pairs))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from proxytune.decoding.mixture import Prompts
 from proxytune.settings import Decode
 from proxytune.steering.choice import GREEDY, Sampling
+from proxytune.steering.variants import EQUATION, Variant
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,14 @@ class Limits:
     """When a reply ends: after max_new_tokens, at an id of end_ids, or before the first stop string.
 
     Before min_new_tokens no end id is said and no stop string is looked for. A model's own context ends it too.
+    banned: ids that are never said.
     """
 
     max_new_tokens: int
     end_ids: frozenset[int] = frozenset()
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
+    banned: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Request:
     limits: Limits
     alphas: tuple[float, ...] = ()
     sampling: Sampling = GREEDY
+    variant: Variant = EQUATION
 
 
 @dataclass
@@ -82,3 +86,7 @@ def sampling(decode: Decode, place: int) -> Sampling:
         repetition_penalty=decode.repetition_penalty,
         seed=decode.seed + place,
     )
+
+
+def variant(decode: Decode) -> Variant:
+    return Variant(base_top_p=decode.base_top_p, alpha_by=decode.alpha_by, alpha_steps=decode.alpha_steps)

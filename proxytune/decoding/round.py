@@ -64,7 +64,7 @@ class Round:
         """The tokens (R, Q) that each row's rules choose from steered scores at positions `first` + 0..Q-1."""
         rows, width = self.rows, scores_RQV.shape[1]
         positions_RQ = rows.counts_R1 + torch.arange(first, first + width, device=rows.device)
-        scores_RQV = rows.forbid_ends(scores_RQV, first)
+        scores_RQV = rows.forbid(scores_RQV, first)
         return rows.choice(scores_RQV, positions_RQ, self._seen(first, width))
 
     def _seen(self, first: int, width: int) -> Tensor | None:
@@ -80,7 +80,15 @@ class Round:
         """The chosen tokens (R, Q) at positions first..stop-1, and whether any model gave NaN there."""
         scores = {term: scores_RQV[:, first:stop] for term, scores_RQV in self.scores.items()}
         alphas = [alpha_R1[:, :, None] for alpha_R1 in self.rows.alphas]
+        base_RQV, variants = scores[self.mixture.base], self.rows.variants
+        if not variants.off:
+            share_RQ1 = variants.share(
+                base_RQV, self.rows.counts_R1 + torch.arange(first, stop, device=base_RQV.device)
+            )
+            alphas = [alpha_R11 * share_RQ1 for alpha_R11 in alphas]
         combined_RQV = self.mixture.combine(scores, alphas)
+        if not variants.off:
+            combined_RQV = variants.filter(base_RQV, combined_RQV)
         tokens_RQ = self.choose(combined_RQV, first)
         # arg-max takes a NaN where there is one, so the chosen score tells
         return tokens_RQ, combined_RQV.gather(-1, tokens_RQ[..., None])[..., 0].isnan()

@@ -109,6 +109,9 @@ class Decode(Section):
     seed: int = 0
     max_new_tokens: Count | None = None
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    base_top_p: Share = 1.0
+    alpha_by: Literal["constant", "position", "confidence"] = "constant"
+    alpha_steps: Count = 64
     batch_size: Count = 64
     prefill_tokens: Count = 8192
     drafter: Literal["none", "expert", "pair", "ngram"] = "expert"

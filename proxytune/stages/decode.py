@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proxytune.decoding.engine import build
-from proxytune.decoding.request import Reply, Request, sampling
+from proxytune.decoding.request import Reply, Request, sampling, variant
 from proxytune.decoding.streaming import Pieces
 from proxytune.errors import DataError
 from proxytune.experts.registry import Expert
@@ -66,9 +66,10 @@ def write(
     """The records of one system's replies, in the prompts' order."""
     mixture = trios.mixtures(trio)[system]
     limits = trios.limits(settings, catalog.get(settings.task.name), trio.end_ids)
-    alphas = trios.alphas(settings, mixture, alpha)
+    alphas, how = trios.alphas(settings, mixture, alpha), variant(settings.decode)
     requests = [
-        Request(trio.encode(row["prompt"]), limits, alphas, sampling(settings.decode, i)) for i, row in enumerate(asked)
+        Request(trio.encode(row["prompt"]), limits, alphas, sampling(settings.decode, place), how)
+        for place, row in enumerate(asked)
     ]
     tokenizer = trio.tokenizers["base"]
     pieces = Pieces(limits, tokenizer)

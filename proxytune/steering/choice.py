@@ -99,7 +99,7 @@ def warp(
     if top_k is not None:
         scores_NV = _cut_below(scores_NV, _kth_largest(scores_NV, top_k))
     if top_p is not None:
-        scores_NV = _cut_below(scores_NV, _nucleus_edge(scores_NV, _column(top_p, scores_NV)))
+        scores_NV = _cut_below(scores_NV, nucleus_edge(scores_NV, _column(top_p, scores_NV)))
     if min_p is not None:
         scores_NV = _cut_below(scores_NV, scores_NV.amax(-1, keepdim=True) + _column(min_p, scores_NV).log())
     return scores_NV
@@ -123,7 +123,7 @@ def _kth_largest(scores_NV: Tensor, k: int | Tensor) -> Tensor:
     return torch.where(on_N1, top_NK.gather(-1, k_N1 - 1), -torch.inf)
 
 
-def _nucleus_edge(scores_NV: Tensor, p_N1: Tensor) -> Tensor:
+def nucleus_edge(scores_NV: Tensor, p_N1: Tensor) -> Tensor:
     """The lowest score inside the nucleus of each row, (N, 1); -inf where p is 1.
 
     The head of a row is sorted first, and the whole of it only where the nucleus is larger: at 128k tokens a full sort

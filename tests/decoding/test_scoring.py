@@ -11,7 +11,7 @@ from tests.decoding.tiny_models import SIZE, lora_mixture, mixture
 
 
 @pytest.mark.parametrize("mix", [mixture(), lora_mixture()], ids=["three models", "shared weights"])
-@settings(max_examples=30, deadline=None)
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(PROMPTS, st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=6)), min_size=1, max_size=5),
     st.lists(st.floats(-2, 2), min_size=1, max_size=4),

@@ -1,0 +1,251 @@
+"""The loop with the base behind an API: expert and anti here in full, the base's best scores over HTTP, a certificate.
+
+Every token is chosen from intervals that hold the steered scores (see steering/candidates). Where the certificate
+fails, the tokens in its way are asked for by id, or a longer list; what is still open then is said as far as it is
+known, and marked. A certified token is the one that the loop with a local base says.
+
+The anti stands in for the base while drafting, so the caches, the drafts and the rules of choice are the loop's own.
+Where the server gives prompt scores one call verifies a whole draft. A round asks for all its rows at once and reads
+the last position of the small models meanwhile; it lasts as long as its slowest call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from proxytune.decoding.drafting import Chain, Clock, Stats
+from proxytune.decoding.engine import Row, Rows
+from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.request import Reply, Request
+from proxytune.decoding.round import Round
+from proxytune.decoding.verdicts import Verdicts, prefix
+from proxytune.errors import ModelError, SettingsError
+from proxytune.models.probe import Abilities
+from proxytune.models.remote import RemoteBase
+from proxytune.models.replies import Query, Told
+from proxytune.models.source import Term
+from proxytune.models.vocabulary import Vocabulary
+
+
+@dataclass
+class CertifiedReply(Reply):
+    """A reply that tells of each token whether it is certified, and how many calls it took."""
+
+    certified: list[bool] = field(default_factory=list)
+    calls: int = 0
+
+
+@dataclass
+class Counts:
+    """What the loop did so far; calls are questions to the server, retries aside."""
+
+    tokens: int = 0
+    certified: int = 0
+    calls: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def certified_share(self) -> float | None:
+        return self.certified / self.tokens if self.tokens else None
+
+    @property
+    def calls_per_token(self) -> float | None:
+        return self.calls / self.tokens if self.tokens else None
+
+    @property
+    def acceptance(self) -> float | None:
+        """The share of drafted tokens that held, of those that were looked at."""
+        return self.accepted / self.drafted if self.drafted else None
+
+
+class RemoteEngine:
+    """Writes replies with a base that only a server has. Alpha 0 for every pair is the base alone.
+
+    abilities: what the probe found. batch_size: rows written at once, None for as many as calls may be in flight.
+    """
+
+    def __init__(
+        self,
+        base: RemoteBase,
+        abilities: Abilities,
+        pairs: Sequence[tuple[Term, Term]],
+        vocabulary: Vocabulary,
+        tokenizer,
+        *,
+        batch_size: int | None = None,
+        prefill_tokens: int = 8192,
+    ):
+        assert pairs, "a remote base is steered by at least one pair"
+        self.base, self.abilities, self.tokenizer = base, abilities, tokenizer
+        self.small = Mixture(pairs[0][1], vocabulary, tuple(pairs))
+        self.drafter = Chain(self.small.terms, self.small.pairs)
+        self.batch_size = batch_size or base.settings.in_flight
+        self.prefill_tokens = prefill_tokens
+        self.rows, self.clock = Rows(self.small), Clock(Stats())
+        self.top = min(base.settings.top, abilities.top)
+        self.drafts = base.settings.draft_tokens if abilities.prompt_scores else 0
+        self.waiting: deque[Row] = deque()
+        self.handles = 0
+        self.counts = Counts()
+        self.fault: Exception | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.rows.each)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; returns its handle. Raises SettingsError where it cannot be answered."""
+        if len(request.alphas) != len(self.small.pairs):
+            what = f"{len(request.alphas)} alphas are given for {len(self.small.pairs)} experts"
+            raise SettingsError(what, "give one each")
+        if request.sampling.repetition_penalty != 1:
+            raise SettingsError(
+                f"decode.repetition_penalty={request.sampling.repetition_penalty:g} needs raw scores, "
+                "and a server gives log-probabilities",
+                "leave it at 1 with a base behind an API",
+            )
+        row = Row(self.handles, request, CertifiedReply(), request.limits.max_new_tokens)
+        self.handles += 1
+        self.waiting.append(row)
+        return row.handle
+
+    def run(
+        self, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None
+    ) -> Iterator[tuple[int, CertifiedReply]]:
+        """Yield (index of the request, its finished reply) as replies finish; `stream` for callers without a loop."""
+        stream = self.stream(requests, on_token)
+
+        async def following() -> tuple[int, CertifiedReply] | None:
+            return await anext(stream, None)
+
+        with asyncio.Runner() as runner:
+            try:
+                while (found := runner.run(following())) is not None:
+                    yield found
+            finally:
+                runner.run(_close(stream))
+
+    async def stream(
+        self, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None
+    ) -> AsyncIterator[tuple[int, CertifiedReply]]:
+        """Like `Engine.run`. When the server fails for good or the budget is spent, what is done is yielded first."""
+        places = {self.submit(request): i for i, request in enumerate(requests)}
+        async with self.base:
+            while self.busy:
+                for handle, reply in await self.step():
+                    if on_token:
+                        on_token(places[handle], reply)
+                    if reply.finish_reason:
+                        yield places[handle], reply
+
+    async def step(self) -> list[tuple[int, CertifiedReply]]:
+        """One round: every row says at least one token. Returns (handle, reply so far) of the rows that did.
+
+        A fault is raised by the next step, after what this one finished.
+        """
+        if self.fault:
+            raise self.fault
+        self._admit()
+        if not self.rows.each:
+            return []
+        self.rows.advance()
+        left = max(row.most - len(row.reply.token_ids) for row in self.rows.each)
+        round = Round(self.rows, self.clock)
+        self._draft(round, min(self.drafts, left - 1))
+        outcomes = await self._ask(round)
+        found = await asyncio.gather(
+            *(self._write(round, i, told) for i, told in enumerate(outcomes) if not isinstance(told, BaseException)),
+            return_exceptions=True,
+        )
+        self.fault = next((each for each in [*outcomes, *found] if isinstance(each, Exception)), None)
+        written = [row for row in found if isinstance(row, Row)]
+        done = [i for i, row in enumerate(self.rows.each) if row.reply.finish_reason]
+        for i in reversed(done):
+            self.rows.drop(i)
+        if done and self.rows.each:
+            self.rows.ready()
+        return [(row.handle, _certified(row)) for row in written]
+
+    @torch.inference_mode()
+    def _admit(self) -> None:
+        free = self.batch_size - len(self.rows.each)
+        new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        if new:
+            self.rows.admit(new, self.prefill_tokens)
+            self.rows.ready()
+
+    @torch.inference_mode()
+    def _draft(self, round: Round, count: int) -> None:
+        if count > 0:
+            self.drafter.propose(round, count)
+
+    async def _ask(self, round: Round) -> list[list[Told] | BaseException]:
+        """The base's answers to every row, while the small models read their last position."""
+        positions = round.drafted_RK.shape[1] + 1
+        asked = asyncio.gather(
+            *(self._call(row, Query(prefix(round, i, positions - 1), self.top, positions=positions))
+              for i, row in enumerate(self.rows.each)),
+            return_exceptions=True,
+        )  # fmt: skip
+
+        @torch.inference_mode()
+        def read() -> None:
+            round.extend(self.small.terms, positions)
+
+        try:
+            await asyncio.to_thread(read)
+        except BaseException:
+            asked.cancel()
+            raise
+        return await asked
+
+    async def _call(self, row: Row, query: Query) -> list[Told]:
+        self.counts.calls += 1
+        _certified(row).calls += 1
+        return await self.base.ask(query)
+
+    async def _write(self, round: Round, i: int, told: list[Told]) -> Row:
+        """Say tokens while the draft holds, up to the first that does not."""
+        row = self.rows.each[i]
+        reply, counts = _certified(row), self.counts
+        verdicts = Verdicts(round, i, self.base.dialect.unbounded, self.abilities, self.top, told)
+        for position in range(len(told)):
+            decision = verdicts.decide(position)
+            while not decision.certified_B and (question := verdicts.question(position)):
+                question.learn(await self._call(row, question.query))
+                decision = verdicts.decide(position)
+            certified, token = bool(decision.certified_B), int(decision.tokens_B)
+            if not certified and self.base.settings.require_certified:
+                raise self._refusal(row, len(reply.token_ids))
+            reply.certified.append(certified)
+            reply.append(token, row.request.limits, self.tokenizer)
+            counts.tokens += 1
+            counts.certified += certified
+            held = position < len(verdicts.drafted) and token == verdicts.drafted[position]
+            counts.drafted += position < len(verdicts.drafted)
+            counts.accepted += held
+            if reply.finish_reason or not held:
+                break
+        return row
+
+    def _refusal(self, row: Row, position: int) -> ModelError:
+        return ModelError(
+            f"the token at output position {position} of prompt {row.handle} is not certified, and "
+            "base.require_certified=true",
+            "raise base.top, or take marked tokens: base.require_certified=false",
+        )
+
+
+def _certified(row: Row) -> CertifiedReply:
+    assert isinstance(row.reply, CertifiedReply)
+    return row.reply
+
+
+async def _close(stream) -> None:
+    await stream.aclose()

@@ -1,0 +1,315 @@
+"""What a server really does, found out before the first token: a handful of questions whose answers check each other.
+
+A server may say less than its kind usually does: that is noted, and asked for no more. One whose answers contradict
+each other, or whose ids mean other tokens, is refused with the name of the test: certificates rest on its scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from proxytune.errors import ModelError
+from proxytune.models.remote import BudgetSpent, RemoteBase
+from proxytune.models.replies import BadReply, Query, Told
+
+WOBBLE = 0.02  # nats that a score may change by when it is asked for again; more is no rounding
+SAMPLE = (
+    "In 2024, 17 + 25 = 42.",
+    "  two  spaces\n\ttab",
+    "na\u00efve \u03c0\u4e2d\u6587 \U0001f642",
+    "def f(x):\n    return x",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test: `ok`, `no` (the server does not do it) or `open` (it cannot be told), and what was seen."""
+
+    test: str
+    outcome: Literal["ok", "no", "open"]
+    seen: str
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What may be asked of a server, and how exact it is.
+
+    top, chosen: most scores of each kind. prompt_scores: also inside prompts; chosen_inside: chosen ids there too.
+    """
+
+    top: int
+    chosen: int = 0
+    prompt_scores: bool = False
+    chosen_inside: bool = False
+    tolerance: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Probe:
+    findings: tuple[Finding, ...]
+    abilities: Abilities
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(test, outcome, what was seen), in the order of the tests."""
+        return [(found.test, found.outcome, found.seen) for found in self.findings]
+
+
+async def probe(base: RemoteBase, tokenizer, vocabulary: int) -> Probe:
+    """Try a server with the trio's own tokenizer and size of vocabulary. Raises ModelError naming a failed test."""
+    async with base:
+        return await _Examiner(base, tokenizer, vocabulary).run()
+
+
+class _Examiner:
+    """`ids` is the prompt of all tests, `first` the plain answer to it."""
+
+    def __init__(self, base: RemoteBase, tokenizer, vocabulary: int):
+        self.base, self.tokenizer, self.vocabulary = base, tokenizer, vocabulary
+        self.dialect, self.settings = base.dialect, base.settings
+        self.ids = tuple(i for i in tokenizer(SAMPLE[0], add_special_tokens=False).input_ids if i < vocabulary)
+        self.findings: list[Finding] = []
+        self.tolerance = self.settings.tolerance
+
+    async def run(self) -> Probe:
+        await self._model()
+        self.top = min(self.settings.top, self.vocabulary, self.dialect.most_top or self.vocabulary)
+        self.first = await self._must("scores", Query(self.ids, self.top))
+        self._note("scores", "ok", f"{self.top} best for a prompt of {len(self.ids)} ids, nothing added to it")
+        await self._repeated()
+        await self._ids_matter()
+        most = await self._most_top()
+        await self._distribution(most)
+        chosen = await self._chosen()
+        inside = await self._prompt_scores()
+        await self._temperature()
+        await self._alters("penalties", self.dialect.penalise())
+        await self._bias()
+        await self._tokenizer()
+        return Probe(
+            tuple(self.findings),
+            Abilities(most, chosen, inside, bool(chosen and inside and self.dialect.chosen_inside), self.tolerance),
+        )
+
+    def _note(self, test: str, outcome: Literal["ok", "no", "open"], seen: str) -> None:
+        self.findings.append(Finding(test, outcome, seen))
+
+    def _fail(self, test: str, seen: str, hint: str = "its scores cannot be trusted for steering") -> ModelError:
+        return ModelError(f"{self.settings.url} failed the {test} test: {seen}", hint)
+
+    async def _must(self, test: str, query: Query) -> Told:
+        try:
+            return (await self.base.ask(query))[-1]
+        except BadReply as bad:
+            raise self._fail(test, bad.what.removeprefix(f"{self.settings.url}: ")) from None
+
+    async def _may(self, query: Query) -> list[Told] | None:
+        """An answer, or None where the server refuses the question or answers it in another way than its kind does."""
+        return await _unless_refused(lambda: self.base.ask(query))
+
+    def _same(self, test: str, one: Told, other: Told, what: str) -> None:
+        """Refuse a server whose two answers differ by more than its own rounding."""
+        gap = _gap(one, other)
+        if gap is None or gap > WOBBLE:
+            raise self._fail(test, what + (f" ({gap:.3g} nats apart)" if gap is not None else " (other tokens)"))
+        self.tolerance = max(self.tolerance, 2 * gap)
+
+    async def _model(self) -> None:
+        path, names = ("/get_model_info", _model_path) if self.dialect.name == "sglang" else ("/v1/models", _listed)
+        reply = await _unless_refused(lambda: self.base.send("GET", path))
+        served = names(reply) if reply is not None else []
+        if not served:
+            return self._note("model", "open", "the server does not say what it serves")
+        if self.settings.model is not None and self.settings.model not in served:
+            shown = ", ".join(served[:3]) + (", ..." if len(served) > 3 else "")
+            raise self._fail("model", f"it serves {shown}", f"give base.model={served[0]}")
+        self._note("model", "ok", self.settings.model or served[0])
+
+    async def _repeated(self) -> None:
+        for _ in range(2):
+            again = await self._must("rounding", Query(self.ids, self.top))
+            self._same("rounding", self.first, again, "the same prompt was given other scores")
+        step = _grid(self.first.scores)
+        self.tolerance = max(self.tolerance, step / 2)
+        shown = f"steps of {step:g}" if step else "full precision"
+        self._note("rounding", "ok", f"{shown}, the same when asked again; tolerance {self.tolerance:.2g}")
+
+    async def _ids_matter(self) -> None:
+        """Other ids must have other scores, and the prompt must be read as ids: else it was read as something else."""
+        other = await self._must("token ids", Query(self.ids[::-1], self.top))
+        gap = _gap(self.first, other)
+        if gap is not None and gap <= WOBBLE:
+            raise self._fail("token ids", "a prompt and its ids in reverse order have the same scores")
+        self._note("token ids", "ok", "prompts are read as ids, as many as were sent (no BOS is added)")
+
+    async def _most_top(self) -> int:
+        limit = min(self.vocabulary, self.dialect.most_top or self.vocabulary)
+        for most in dict.fromkeys([limit, *(n for n in (4096, 1024, 256, 100, 50, 20) if self.top < n < limit)]):
+            if most <= self.top:
+                break
+            found = await self._may(Query(self.ids, most))
+            if found:
+                self._agree("top scores", found[0])
+                self.most = found[0]
+                self._note("top scores", "ok", f"up to {most} of {self.vocabulary}")
+                return most
+        self.most = self.first
+        self._note("top scores", "ok" if self.top == limit else "no", f"no more than {self.top}")
+        return self.top
+
+    def _agree(self, test: str, longer: Told) -> None:
+        """A longer list must begin with the shorter one, and nothing behind it may be above the shorter one's floor."""
+        begin = dict(zip(self.first.ids, self.first.scores, strict=True))
+        slack = self.tolerance + WOBBLE
+        for i, score in zip(longer.ids, longer.scores, strict=True):
+            if i in begin and abs(begin[i] - score) > slack:
+                raise self._fail(test, f"id {i} scores {begin[i]:.4g}, and {score:.4g} when more is asked for")
+            if i >= 0 and i not in begin and score > self.first.floor + slack:
+                raise self._fail(test, f"id {i} scores {score:.4g} and was left out of the {self.top} best")
+
+    async def _distribution(self, most: int) -> None:
+        mass = sum(map(math.exp, self.most.scores))
+        if most == self.vocabulary and not self.dialect.unbounded and mass < 0.98:
+            # A head with more rows than the trio shares may hold the rest; the floor says how much at most.
+            self._note("probabilities", "open", f"the {most} ids shared have {mass:.4f} of all probability")
+        else:
+            self._note("probabilities", "ok", f"{most} scores add up to {mass:.4f}")
+
+    async def _chosen(self) -> int:
+        limit = self.vocabulary if self.dialect.most_chosen is None else self.dialect.most_chosen
+        if not limit:
+            self._note("chosen ids", "no", f"{self.dialect.name} has no such request")
+            return 0
+        within = self.first.ids[-1]
+        beyond = [i for i in range(self.vocabulary) if i not in self.first.ids][: min(limit, 8) - 1]
+        found = await self._may(Query(self.ids, self.top, (within, *beyond)))
+        if not found:
+            self._note("chosen ids", "no", "refused, or answered without them")
+            return 0
+        self._agree("chosen ids", found[0])
+        known = dict(zip(self.most.ids, self.most.scores, strict=True))
+        for i, score in zip(found[0].ids, found[0].scores, strict=True):
+            if i in known and abs(known[i] - score) > self.tolerance + WOBBLE:
+                raise self._fail("chosen ids", f"id {i} scores {known[i]:.4g}, and {score:.4g} when asked for by id")
+        self._note("chosen ids", "ok", f"up to {limit}")
+        return limit
+
+    async def _prompt_scores(self) -> bool:
+        """Scores inside a prompt must be those that its beginning gets when it is all that is sent."""
+        if not self.dialect.prompt_scores:
+            self._note("prompt scores", "no", f"{self.dialect.name} has no such request")
+            return False
+        found = await self._may(Query(self.ids, self.top, positions=3))
+        if not found:
+            self._note("prompt scores", "no", "refused, or answered without them")
+            return False
+        for back, told in zip((2, 1), found, strict=False):
+            alone = await self._must("prompt scores", Query(self.ids[:-back], self.top))
+            self._same("prompt scores", alone, told, "inside a prompt the scores are others than at its end")
+        self._same("prompt scores", self.first, found[-1], "with prompt scores the last ones are others")
+        self._note("prompt scores", "ok", "the same as at the end of a prompt")
+        return True
+
+    async def _temperature(self) -> None:
+        plain = await self._may(Query(self.ids, self.top, extra=self.dialect.heat(1.0)))
+        if plain:
+            self._same("temperature", self.first, plain[0], "at temperature 0 the scores are others than at 1")
+        await self._alters("temperature", self.dialect.heat(2.0))
+
+    async def _alters(self, test: str, extra: dict[str, Any]) -> None:
+        """Note whether scores are taken before or after a step of sampling. It is sent switched off either way."""
+        found = await self._may(Query(self.ids, self.top, extra=extra))
+        if not found:
+            return self._note(test, "open", "refused, or answered in another way")
+        gap = _gap(self.first, found[0])
+        before = gap is not None and gap <= WOBBLE
+        self._note(test, "ok", "scores are taken before it" if before else "scores are taken after it; it is sent off")
+
+    async def _bias(self) -> None:
+        wanted = next(i for i in reversed(self.most.ids) if i >= 0)
+        found = await self._may(Query(self.ids, self.top, extra=self.dialect.bias(wanted)))
+        if not found:
+            return self._note("bias", "no", "refused, or answered in another way")
+        gap = _gap(self.first, found[0])
+        where = "before" if gap is not None and gap <= WOBBLE else "after"
+        said = found[0].said == wanted
+        self._note("bias", "ok" if said else "no", f"{'honoured' if said else 'ignored'}; scores are taken {where} it")
+
+    async def _tokenizer(self) -> None:
+        """The server's ids for a sample of digits, spaces, Unicode and special tokens, id by id."""
+        if self.dialect.tokenize is None:
+            return self._note(
+                "tokenizer", "open", "the server has no such request; ids are trusted by the model's name"
+            )
+        path, body, key = self.dialect.tokenize
+        special = [str(token) for token in self.tokenizer.all_special_tokens][:2]
+        for text in (*SAMPLE, *(f"a{token}b" for token in special)):
+            reply = await _unless_refused(
+                lambda text=text: self.base.send("POST", path, body(text, self.settings.model))
+            )
+            theirs = reply.get(key) if isinstance(reply, dict) else None
+            if not isinstance(theirs, list):
+                return self._note("tokenizer", "open", "the server does not say")
+            ours = self.tokenizer(text, add_special_tokens=False).input_ids
+            if theirs != ours:
+                raise self._fail(
+                    "tokenizer",
+                    f"{text!r} is {_parting(ours, theirs)}",
+                    "serve a base that shares the small models' tokenizer",
+                )
+        self._note("tokenizer", "ok", f"{len(SAMPLE) + len(special)} texts have the same ids")
+
+
+async def _unless_refused(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """An answer; None where the server refuses or cannot be understood. The budget still holds."""
+    try:
+        return await ask()
+    except BudgetSpent:
+        raise
+    except ModelError:
+        return None
+
+
+def _gap(one: Told, other: Told) -> float | None:
+    """The largest difference of a score, for tokens that both must have; None where they have other tokens."""
+    first, second = (dict(zip(told.ids, told.scores, strict=True)) for told in (one, other))
+    if not first or not second:
+        return None
+    gaps = [abs(first[i] - second[i]) for i in first.keys() & second.keys()]
+    # A token that only one has must be one that the other was just above: a tie at the end of the list.
+    gaps += [
+        max(0.0, score - second_floor)
+        for i, score in first.items()
+        if i not in second
+        for second_floor in [other.floor]
+    ]
+    gaps += [max(0.0, score - one.floor) for i, score in second.items() if i not in first]
+    return max(gaps) if first.keys() & second.keys() else None
+
+
+def _grid(scores: Sequence[float]) -> float:
+    """The step that all scores are multiples of, 0.1 to 1e-5; 0 where there is none."""
+    for digits in range(1, 6):
+        if all(abs(score - round(score, digits)) < 1e-12 for score in scores):
+            return 10.0**-digits
+    return 0.0
+
+
+def _parting(ours: Sequence[int], theirs: Sequence[Any]) -> str:
+    at = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    return f"{ours[at : at + 4]} from token {at} on here, {str(theirs[at : at + 4])[:60]} there"
+
+
+def _listed(reply: Any) -> list[str]:
+    """The names in an answer to /v1/models."""
+    entries = reply.get("data") if isinstance(reply, dict) else None
+    names = [entry.get("id") for entry in entries or [] if isinstance(entry, dict)]
+    names += [alias for entry in entries or [] if isinstance(entry, dict) for alias in entry.get("aliases") or []]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _model_path(reply: Any) -> list[str]:
+    path = reply.get("model_path") if isinstance(reply, dict) else None
+    return [path] if isinstance(path, str) else []

@@ -1,0 +1,248 @@
+"""The loop with a base behind HTTP against the loop with the same base in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from proxytune.decoding.engine import Engine
+from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.remote import CertifiedReply, RemoteEngine
+from proxytune.decoding.request import Limits, Request
+from proxytune.errors import ModelError, SettingsError
+from proxytune.models.dialects import dialect
+from proxytune.models.local import LocalSource
+from proxytune.models.probe import Abilities
+from proxytune.models.remote import BudgetSpent, RemoteBase
+from proxytune.models.source import Term
+from proxytune.models.vocabulary import Vocabulary
+from proxytune.settings import Remote, load
+from proxytune.steering.choice import Sampling
+from tests.decoding.tiny_models import END, SIZE, ByteTokenizer, mixture, model, source
+from tests.remote import faults
+from tests.remote.server import MODEL, Server
+
+TEXTS = {i: f"<{i}>" for i in range(SIZE)}
+GREEDY, SAMPLED, HOT = Sampling(), Sampling(0.9), Sampling(1.4)
+CHOICES = (GREEDY, SAMPLED, HOT, Sampling(1.1, top_k=30, top_p=0.9, min_p=0.01))
+
+
+def serving(name: str, net=None, **abilities) -> Server:
+    net = net or model(1, 3)
+    known = cache(lambda ids: net(torch.tensor([ids])).logits[0])
+    return Server(name, lambda ids: known(tuple(ids)), text=TEXTS.__getitem__, **abilities)
+
+
+def engine(
+    server: Server, mix: Mixture, top: int = 8, *, chosen: int = 0, most: int | None = None, drafts: int = 0, **more
+):
+    settings = {"name": server.dialect, "url": server.url, "model": MODEL, "top": top, "draft_tokens": drafts}
+    batch = more.pop("batch_size", None)
+    base = RemoteBase(load(Remote, {**settings, **more}), dialect(server.dialect, TEXTS), first_pause=0.0)
+    abilities = Abilities(most or top, chosen, server.dialect in ("vllm", "sglang"), server.dialect == "sglang")
+    return RemoteEngine(base, abilities, mix.pairs, mix.vocabulary, ByteTokenizer(), batch_size=batch)
+
+
+def asked(count: int, choices: tuple[Sampling, ...] = CHOICES, limits: Limits | None = None) -> list[Request]:
+    """Ragged prompts, unlike for each model, alphas of both signs, and ways to choose in turn."""
+    draw = torch.Generator().manual_seed(count)
+    requests = []
+    for n in range(count):
+        prompts = {
+            role: torch.randint(1, SIZE, (1 + (n + place) % 7,), generator=draw).tolist()
+            for place, role in enumerate(("base", "expert", "anti"))
+        }
+        sampling = replace(choices[n % len(choices)], seed=n)
+        alpha = (-0.5, 0.0, 0.6, 1.0, 1.7)[n % 5]
+        requests.append(Request(prompts, limits or Limits(9, frozenset({END})), (alpha,), sampling))
+    return requests
+
+
+def local(mix: Mixture, requests: list[Request]) -> list[list[int]]:
+    found = dict(Engine(mix, ByteTokenizer()).run(requests))
+    return [found[i].token_ids for i in range(len(requests))]
+
+
+def run(remote: RemoteEngine, requests: list[Request]) -> list[CertifiedReply]:
+    found = dict(remote.run(requests))
+    return [found[i] for i in range(len(requests))]
+
+
+def holds(replies: list[CertifiedReply], truth: list[list[int]]) -> None:
+    """Every certified token is the local loop's, as long as the tokens before it are."""
+    for reply, tokens in zip(replies, truth, strict=True):
+        assert len(reply.certified) == len(reply.token_ids)
+        for mine, certified, theirs in zip(reply.token_ids, reply.certified, tokens, strict=False):
+            assert mine == theirs or not certified
+            if mine != theirs:
+                break
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "llamacpp", "openai"])
+def test_a_certified_token_is_the_local_loop_s(name):
+    mix, requests = mixture((7, 30)), asked(12)
+    with serving(name) as server:
+        remote = engine(server, mix, 5 if name == "openai" else 12)
+        replies = run(remote, requests)
+    holds(replies, local(mix, requests))
+    assert 0 < remote.counts.certified < remote.counts.tokens  # so that the test sees both
+    assert not {7, 30} & {token for reply in replies for token in reply.token_ids}
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "llamacpp"])
+def test_with_more_asked_for_where_needed_every_token_is_certified_and_the_text_is_the_local_one(name):
+    mix, requests = mixture(), asked(12)
+    chosen = {"vllm": 16, "sglang": 40, "llamacpp": 0}[name]
+    with serving(name) as server:
+        remote = engine(server, mix, 8, chosen=chosen, most=8 if name == "vllm" else SIZE, drafts=3)
+        replies = run(remote, requests)
+    assert [reply.token_ids for reply in replies] == local(mix, requests)
+    assert remote.counts.certified_share == 1
+    wanted = {"vllm": "logprob_token_ids", "sglang": "token_ids_logprob"}.get(name)
+    assert not wanted or any(body.get(wanted) for body in server.asked)
+    assert max(body.get("n_probs", 0) for body in server.asked) == (SIZE if name == "llamacpp" else 0)
+
+
+@cache
+def near(seed: int):
+    """The anti's weights, shaken a little: an expert that was tuned from it, or a base that the pair foretells well."""
+    net = copy.deepcopy(model(3))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(torch.randn_like(weight) * 0.025 * weight.std())
+    return net
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_a_draft_is_verified_in_one_call_and_changes_no_token(name):
+    base, expert, anti = (
+        Term(LocalSource(net), role) for net, role in ((near(1), "base"), (near(2), "expert"), (model(3), "anti"))
+    )
+    mix = Mixture(base, Vocabulary(SIZE, ()), ((expert, anti),))
+    requests = [
+        Request({role: [5 + n, 9, n] for role in ("base", "expert", "anti")}, Limits(24), (0.8,), Sampling(seed=n))
+        for n in range(6)
+    ]
+    with serving(name, near(1)) as server:
+        drafting = engine(server, mix, 20, chosen=40, drafts=6)
+        replies, calls = run(drafting, requests), len(server.asked)
+        plain = engine(server, mix, 20, chosen=40)
+        assert [r.token_ids for r in run(plain, requests)] == [r.token_ids for r in replies] == local(mix, requests)
+    counts = drafting.counts
+    assert counts.acceptance >= 0.7 and counts.calls_per_token <= 0.4, counts
+    assert counts.calls == calls == sum(reply.calls for reply in replies)
+    assert plain.counts.calls_per_token >= 1
+
+
+def test_rows_do_not_influence_each_other_and_waiting_ones_take_free_places():
+    mix, requests = mixture(), asked(9)
+    with serving("vllm") as server:
+        wide, narrow = (run(engine(server, mix, batch_size=size, in_flight=4, drafts=2), requests) for size in (9, 2))
+    assert [(r.token_ids, r.certified) for r in wide] == [(r.token_ids, r.certified) for r in narrow]
+
+
+def test_alpha_zero_is_the_base_alone_and_all_of_it_is_certified():
+    requests = [
+        Request({role: [3 + n, 8] for role in ("base", "expert", "anti")}, Limits(10), (0.0,)) for n in range(4)
+    ]
+    with serving("llamacpp") as server:
+        remote = engine(server, mixture(), 2)
+        found = run(remote, requests)
+    alone = Mixture(mixture().base, Vocabulary(SIZE, ()))
+    asked_alone = [Request(r.prompts, r.limits, ()) for r in requests]
+    assert [r.token_ids for r in found] == local(alone, asked_alone)
+    assert remote.counts.certified_share == 1
+
+
+def test_an_end_before_its_time_is_not_said_and_stop_strings_cut():
+    mix = mixture()
+    requests = asked(8, CHOICES, Limits(12, frozenset({END, 9, 20, 33}), ("A", "BC"), min_new_tokens=6))
+    with serving("sglang") as server:
+        found = run(engine(server, mix, 10, chosen=60, drafts=4), requests)
+    expected = dict(Engine(mix, ByteTokenizer()).run(requests))
+    assert [(r.token_ids, r.text, r.finish_reason) for r in found] == [
+        (expected[i].token_ids, expected[i].text, expected[i].finish_reason) for i in range(8)
+    ]
+
+
+def test_what_is_not_certified_fails_where_that_is_asked_for():
+    requests = asked(4, (HOT,))
+    with serving("vllm") as server, pytest.raises(ModelError, match="is not certified"):
+        run(engine(server, mixture(), 2, require_certified=True), requests)
+
+
+def test_a_spent_budget_keeps_what_is_finished():
+    requests = asked(6, (GREEDY,), Limits(5))
+    with serving("vllm") as server:
+        remote, found = engine(server, mixture(), batch_size=2, max_requests=23), {}
+        with pytest.raises(BudgetSpent, match="max_requests=23"):
+            for i, reply in remote.run(requests):
+                found[i] = reply
+        assert len(server.asked) == 23
+    assert sorted(found) == [0, 1, 2, 3] and all(len(reply.token_ids) == 5 for reply in found.values())
+
+
+def test_a_reply_finished_in_the_round_of_another_s_fault_is_kept():
+    long, short = (Request({r: [n, 4] for r in ("base", "expert", "anti")}, Limits(n), (1.0,)) for n in (9, 1))
+    with serving("vllm") as server:
+        remote, found = engine(server, mixture(), in_flight=1, batch_size=2), []
+        server.faults = [faults.status(400)]
+        with pytest.raises(ModelError, match="400"):
+            for i, _ in remote.run([long, short]):
+                found.append(i)
+    assert found == [1]
+
+
+def test_faults_on_the_way_change_no_token():
+    mix, requests = mixture(), asked(5)
+    with serving("llamacpp") as server:
+        calm = run(engine(server, mix), requests)
+        server.faults = [*faults.PASSING.values()]
+        remote = engine(server, mix)
+        assert [r.token_ids for r in run(remote, requests)] == [r.token_ids for r in calm]
+        assert remote.base.spent.retries == len(faults.PASSING)
+
+
+def test_a_run_that_is_left_early_closes_its_connections():
+    with serving("vllm") as server:
+        remote = engine(server, mixture(), batch_size=1)
+        replies = remote.run(asked(3, (GREEDY,)))
+        next(replies)
+        replies.close()
+        assert remote.base.client.is_closed
+
+
+def test_the_stream_serves_callers_with_a_loop_of_their_own():
+    async def collect():
+        return {i: reply.token_ids async for i, reply in engine(server, mixture()).stream(requests)}
+
+    requests = asked(3, (GREEDY,))
+    with serving("vllm") as server:
+        mine = asyncio.run(collect())
+        assert mine == {i: r.token_ids for i, r in enumerate(run(engine(server, mixture()), requests))}
+
+
+def test_nan_in_a_small_model_is_told_with_its_place():
+    broken = copy.deepcopy(source(2))
+    broken.cut = lambda logits: logits * float("nan")
+    mix = Mixture(mixture().base, Vocabulary(SIZE, ()), ((Term(broken, "expert"), mixture().pairs[0][1]),))
+    with serving("vllm") as server, pytest.raises(ModelError, match="NaN at output position 0"):
+        run(engine(server, mix), asked(1, (GREEDY,)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Request({"base": [1]}, Limits(3), (1.0,), Sampling(repetition_penalty=1.2)), "repetition_penalty"),
+        (Request({"base": [1]}, Limits(3), ()), "alphas"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused(request_, said):
+    with serving("vllm") as server, pytest.raises(SettingsError, match=said):
+        engine(server, mixture()).submit(request_)

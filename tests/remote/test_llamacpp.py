@@ -1,0 +1,115 @@
+"""llama.cpp's own server with the embedded base: 100 prompts over HTTP against the loop with the base in this process.
+
+Needs the packages xllamacpp and gguf, which are no part of the project's environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from functools import cache
+
+import pytest
+import torch
+
+from proxytune.decoding.engine import Engine
+from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.remote import RemoteEngine
+from proxytune.decoding.request import Limits, Request
+from proxytune.files import resource
+from proxytune.models.dialects import dialect
+from proxytune.models.loading import load_model, load_tokenizer
+from proxytune.models.local import LocalSource
+from proxytune.models.probe import Abilities, probe
+from proxytune.models.remote import RemoteBase
+from proxytune.models.source import Term
+from proxytune.models.vocabulary import Vocabulary
+from proxytune.settings import ModelRef, Remote
+from proxytune.steering.choice import Sampling
+from tests.remote.tiny_gguf import convert, served
+
+pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install xllamacpp gguf")
+pytest.importorskip("gguf", reason="gguf is not installed: pip install xllamacpp gguf")
+
+BASE, SMALL = (ModelRef(model=f"embedded:{name}") for name in ("base", "small"))
+SIZE, END = 2048, 0
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    path = convert(resource("data") / "tiny" / "base", tmp_path_factory.mktemp("gguf") / "base.gguf")
+    with served(path) as address:
+        yield address
+
+
+def remote(url: str, top: int) -> RemoteBase:
+    return RemoteBase(Remote(name="llamacpp", url=url, model="tiny", top=top, in_flight=8), dialect("llamacpp"))
+
+
+@cache
+def mixture() -> Mixture:
+    """The embedded base and small model; the expert is the small model with its weights shaken by 5%."""
+    small = load_model(SMALL, "float32")
+    tuned = copy.deepcopy(small)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            weight.add_(torch.randn_like(weight) * 0.05 * weight.std())
+    sources = (load_model(BASE, "float32"), tuned, small)
+    base, expert, anti = (
+        Term(LocalSource(net, SIZE), role) for net, role in zip(sources, ("base", "expert", "anti"), strict=True)
+    )
+    return Mixture(base, Vocabulary(SIZE, (1,)), ((expert, anti),))
+
+
+def asked(sampling: Sampling) -> list[Request]:
+    tokenizer = load_tokenizer(BASE)
+    texts = ["def area(radius):\n    ", "The town of ", "What is 3 + ", "Once there was a ", "import os\n"]
+    requests = []
+    for n in range(100):
+        ids = tokenizer(f"{texts[n % 5]}{n}").input_ids
+        roles = dict.fromkeys(("base", "expert", "anti"), ids)
+        choice = Sampling(sampling.temperature, top_p=sampling.top_p, seed=n)
+        requests.append(Request(roles, Limits(8, frozenset({END})), ((0.5, 1.0, 1.5)[n % 3],), choice))
+    return requests
+
+
+# Measured shares of certified tokens at k = 20 of 2,048: 0.998, 0.39, 0.49. Asking for more certifies the rest.
+@pytest.mark.parametrize(
+    ("sampling", "share"),
+    [(Sampling(), 0.98), (Sampling(0.8), 0.35), (Sampling(0.8, top_p=0.9), 0.45)],
+    ids=["greedy", "sampled", "nucleus"],
+)
+def test_of_20_scores_every_certified_token_is_the_local_loop_s(url, sampling, share):
+    requests, mix = asked(sampling), mixture()
+    tokenizer = load_tokenizer(BASE)
+    local = dict(Engine(mix, tokenizer, batch_size=100).run(requests))
+    engine = RemoteEngine(remote(url, 20), Abilities(20), mix.pairs, mix.vocabulary, tokenizer)
+    found = dict(engine.run(requests))
+    same = 0
+    for i, reply in found.items():
+        for mine, certified, theirs in zip(reply.token_ids, reply.certified, local[i].token_ids, strict=False):
+            assert mine == theirs or not certified
+            if mine != theirs:
+                break
+            same += 1
+    assert engine.counts.certified_share >= share, (engine.counts, same)
+
+
+def test_asking_for_more_where_needed_gives_the_local_text(url):
+    requests, mix = asked(Sampling(0.8))[:24], mixture()
+    tokenizer = load_tokenizer(BASE)
+    local = dict(Engine(mix, tokenizer, batch_size=24).run(requests))
+    engine = RemoteEngine(remote(url, 100), Abilities(SIZE), mix.pairs, mix.vocabulary, tokenizer)
+    found = dict(engine.run(requests))
+    assert {i: reply.text for i, reply in found.items()} == {i: reply.text for i, reply in local.items()}
+    assert engine.counts.certified_share > 0.99  # two scores may lie closer than the tolerance
+
+
+def test_the_probe_finds_what_llama_cpp_does(url):
+    found = asyncio.run(probe(remote(url, 20), load_tokenizer(BASE), SIZE))
+    seen = {test: (outcome, what) for test, outcome, what in found.rows()}
+    assert found.abilities == Abilities(SIZE)
+    assert seen["tokenizer"][0] == "ok" and seen["bias"] == ("ok", "honoured; scores are taken before it")
+    assert seen["temperature"] == seen["penalties"] == ("ok", "scores are taken before it")
+    assert seen["prompt scores"][0] == seen["chosen ids"][0] == "no"
