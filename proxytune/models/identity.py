@@ -45,17 +45,21 @@ def hash_tokenizer(tokenizer) -> str:
 def _hash_weights(folder: Path, ref: ModelRef) -> str:
     if not folder.is_dir():
         folder = _snapshot(ref)
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob(ref.gguf_file or "*.safetensors"))
     if not files:
-        raise ModelError(f"{ref.model} has no .safetensors weights", "convert it with transformers' save_pretrained")
-    return hashlib.sha256("".join(map(_hash_of, files)).encode()).hexdigest()
+        raise ModelError(
+            f"{ref.model} has no {ref.gguf_file or '.safetensors weights'}",
+            "convert it with transformers' save_pretrained",
+        )
+    quantised = ref.quantization or ""  # the same files, another model
+    return hashlib.sha256(("".join(map(_hash_of, files)) + quantised).encode()).hexdigest()
 
 
 def _snapshot(ref: ModelRef) -> Path:
     """Where the hub's cache keeps the model that `from_pretrained` just loaded; no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(ref.model, "config.json", revision=ref.revision)
+    found = try_to_load_from_cache(ref.model, ref.gguf_file or "config.json", revision=ref.revision)
     if not isinstance(found, str):
         raise ModelError(f"{ref.model} is not in the local cache", "load it once while online")
     return Path(found).parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,27 +32,56 @@ def load_tokenizer(ref: ModelRef):
     from transformers import AutoTokenizer
 
     with _told(ref):
-        return AutoTokenizer.from_pretrained(locate(ref), revision=ref.revision)
+        return AutoTokenizer.from_pretrained(locate(ref), revision=ref.revision, **_file(ref))
 
 
 def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
-    """The model with evaluation numerics on the best device there is; a LoRA adapter is merged into its weights.
+    """The model with evaluation numerics; a LoRA adapter is merged into its weights.
 
     dtype auto: what the checkpoint says on a GPU, float32 on a CPU. Pickled weights are refused.
     """
     from transformers import AutoModelForCausalLM
 
-    cuda = torch.cuda.is_available()
-    chosen = ("auto" if cuda else torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    device = ref.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = (torch.float32 if device == "cpu" else "auto") if dtype == "auto" else getattr(torch, dtype)
     with _told(ref), quiet():
         model = AutoModelForCausalLM.from_pretrained(
-            locate(ref), revision=ref.revision, dtype=chosen, use_safetensors=True, trust_remote_code=False
+            locate(ref),
+            revision=ref.revision,
+            dtype=chosen,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **_file(ref),
+            **_quantised(ref, device),
         )
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    return model.to("cuda" if cuda else "cpu").eval()
+        # Weights that were quantised or spread while loading stay where they were put.
+        return (model if ref.quantization or device == "auto" else model.to(device)).eval()
+
+
+def _file(ref: ModelRef) -> dict[str, Any]:
+    return {"gguf_file": ref.gguf_file} if ref.gguf_file else {}
+
+
+def _quantised(ref: ModelRef, device: str) -> dict[str, Any]:
+    """What `from_pretrained` is told of weights that are not loaded as they are."""
+    from transformers import BitsAndBytesConfig, GgufConfig
+
+    told: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+    if ref.gguf_file:
+        told |= {"quantization_config": GgufConfig(dequantize=True)}
+    if ref.quantization:
+        config = BitsAndBytesConfig(
+            load_in_8bit=ref.quantization == "8bit",
+            load_in_4bit=ref.quantization == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        told |= {"quantization_config": config, "device_map": device if device == "auto" else {"": device}}
+    return told
 
 
 @contextlib.contextmanager

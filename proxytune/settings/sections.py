@@ -18,10 +18,17 @@ class Section(BaseModel):
 
 
 class ModelRef(Section):
-    """A model on the hub or in a folder; `embedded:small` and `embedded:base` are the shipped ones."""
+    """A model on the hub or in a folder; `embedded:small` and `embedded:base` are the shipped ones.
+
+    gguf_file: the weights of that GGUF file among the model's, dequantised. quantization: 8bit or 4bit by bitsandbytes
+    while loading. device: as torch names it, or `auto` to spread a model over several GPUs; None is the best there is.
+    """
 
     model: str
     revision: str | None = None
+    gguf_file: str | None = None
+    quantization: Literal["8bit", "4bit"] | None = None
+    device: str | None = None
 
 
 class Family(Section):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from proxytune.errors import ModelError
+from proxytune.files import resource
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.local import LocalSource
 from proxytune.models.trio import _level_caps
@@ -188,3 +189,30 @@ def test_loading_shows_no_bars_and_leaves_the_switch_as_it_was(tmp_path, capfd):
     capfd.readouterr()
     load_model(ModelRef(model=str(folder)))
     assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled() == before
+
+
+def test_a_gguf_file_is_loaded_as_the_model_it_was_made_from(tmp_path):
+    pytest.importorskip("gguf")
+    from proxytune.models.identity import identify
+    from tests.remote.tiny_gguf import convert
+
+    plain = ModelRef(model="embedded:base")
+    folder = resource("data") / "tiny" / "base"
+    convert(folder, tmp_path / "base.gguf")
+    packed = ModelRef(model=str(tmp_path), gguf_file="base.gguf")
+    ids = torch.tensor([[5, 6, 7, 300, 9]])
+    with torch.inference_mode():
+        found, truth = (load_model(ref, "float32")(ids).logits for ref in (packed, plain))
+    assert torch.allclose(found, truth, atol=1e-4)
+    names = load_tokenizer(plain)
+    assert identify(packed, names).weights != identify(plain, names).weights
+    with pytest.raises(ModelError, match=r"other\.gguf"):
+        load_model(ModelRef(model=str(tmp_path), gguf_file="other.gguf"))
+
+
+def test_quantisation_that_cannot_be_had_here_is_told_in_one_line(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("it can be had here")
+    folder = save_llama(tmp_path / "m", seed=1)
+    with pytest.raises(ModelError, match=r"cannot load the model .*bitsandbytes"):
+        load_model(ModelRef(model=str(folder), quantization="4bit"))

@@ -1,0 +1,95 @@
+"""Expert and anti from one copy of the weights, against PEFT's own results."""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from proxytune.errors import ModelError
+from proxytune.models.local import LocalSource
+from proxytune.models.members import attach, separable
+from tests.decoding.tiny_models import adapter, model
+
+IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 1]])
+
+
+def sources(folders, dtype=torch.float64):
+    net = copy.deepcopy(model(3, dtype=dtype))
+    return LocalSource(net, active=attach(net, folders))
+
+
+def scored(source: LocalSource, members) -> list[torch.Tensor]:
+    stream = source.open(2, 8, members)
+    tokens = IDS[:, None].expand(-1, len(members), -1)
+    found = stream.read(tokens, torch.zeros(2, len(members), dtype=torch.int64))
+    return list(found.unbind(1))
+
+
+def by_peft(folder, dtype=torch.float64) -> torch.Tensor:
+    with torch.inference_mode():
+        return PeftModel.from_pretrained(copy.deepcopy(model(3, dtype=dtype)), str(folder)).eval()(IDS).logits
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_rslora": True, "r": 4},
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"rank_pattern": {"q_proj": 1, "up_proj": 5}, "alpha_pattern": {"q_proj": 7}},
+    ],
+    ids=["plain", "rank-stabilised", "some layers", "patterns"],
+)
+@pytest.mark.parametrize("members", [(0, 1, 2), (1, 0), (2,), (0,)])
+def test_each_member_scores_as_peft_has_it(tmp_path, config, members):
+    folders = [adapter(model(3), seed, tmp_path / str(seed), **config) for seed in (1, 2)]
+    with torch.inference_mode():
+        truth = {0: model(3)(IDS).logits, 1: by_peft(folders[0]), 2: by_peft(folders[1])}
+    assert not torch.allclose(truth[0], truth[1], atol=0.05)
+    for member, scores in zip(members, scored(sources(folders), members), strict=True):
+        assert torch.allclose(scores, truth[member], rtol=0, atol=1e-10)
+
+
+def test_the_anti_s_scores_are_bit_for_bit_those_without_any_adapter(tmp_path):
+    folder = adapter(model(3), 1, tmp_path / "a")
+    source = sources([folder], torch.float32)
+    bare = LocalSource(model(3, dtype=torch.float32))
+    assert torch.equal(scored(source, (0,))[0], scored(bare, (0,))[0])
+
+
+def test_the_pair_holds_one_small_model_and_the_adapter_and_nothing_else(tmp_path):
+    folder = adapter(model(3), 1, tmp_path / "a")
+    net = copy.deepcopy(model(3))
+    attach(net, [folder])
+    gc.collect()
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in reachable(net)}
+    own = sum(p.numel() * p.element_size() for p in model(3).parameters())
+    tuned = PeftModel.from_pretrained(copy.deepcopy(model(3)), str(folder))
+    added = sum(weight.nbytes for name, weight in tuned.named_parameters() if "lora_" in name)
+    buffers = sum(b.nbytes for b in model(3).buffers())
+    assert sum(held.values()) <= 1.02 * (own + added) + buffers
+
+
+def reachable(net: nn.Module):
+    for module in net.modules():
+        yield from module.parameters(recurse=False)
+        yield from module.buffers(recurse=False)
+        for pair in getattr(module, "low", {}).values():
+            yield from pair
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"use_dora": True}, {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, {"bias": "all"}],
+    ids=["DoRA", "whole modules", "biases"],
+)
+def test_an_adapter_that_is_more_than_a_low_rank_term_shares_nothing(tmp_path, config):
+    folder = adapter(model(3), 1, tmp_path / "a", **config)
+    assert not separable(folder)
+    with pytest.raises(ModelError, match="no plain LoRA adapter"):
+        attach(copy.deepcopy(model(3)), [folder])
