@@ -89,12 +89,12 @@ class Steered:
         if isinstance(prompts, str):
             return self.generate([prompts], **how)[0]
         requests = [self.request(prompt, place, **how) for place, prompt in enumerate(prompts)]
-        replies = dict(self._engine().run(requests))
+        replies = dict(self.engine().run(requests))
         return [replies[i] for i in range(len(requests))]
 
     def stream(self, prompt: Turns, **how) -> Iterator[str]:
         """The text of one reply, piece by piece."""
-        request, engine = self.request(prompt, **how), self._engine()
+        request, engine = self.request(prompt, **how), self.engine()
         pieces = Pieces(request.limits, self.tokenizer)
         engine.submit(request)
         while engine.busy:
@@ -119,5 +119,6 @@ class Steered:
         limits = Limits(max_new_tokens, self.trio.end_ids, tuple(stop), min_new_tokens)
         return Request(self.trio.encode(prompt), limits, alphas, replace(chosen, seed=chosen.seed + place), variant)
 
-    def _engine(self) -> Engine:
+    def engine(self) -> Engine:
+        """An engine of its own, for requests that come and go."""
         return Engine(self.mixture, self.tokenizer, batch_size=self.batch_size, drafter=self.drafter)
