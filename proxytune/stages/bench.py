@@ -21,6 +21,7 @@ from proxytune.decoding.request import Limits, Request
 from proxytune.decoding.round import Round
 from proxytune.decoding.scoring import Given, losses
 from proxytune.files import write_json
+from proxytune.models.linear import quicken
 from proxytune.models.local import LocalSource
 from proxytune.models.members import attach
 from proxytune.models.source import Term
@@ -96,10 +97,10 @@ def trio(settings: Bench) -> tuple[Mixture, str]:
         )
     active = attach_random(small)
     where = f"{settings.trio}: base {size(base)}, small {size(small)}, {base.dtype}".replace("torch.", "")
-    source = LocalSource(small, active=active)
+    source = LocalSource(quicken(small, second_copy=False), active=active)
     vocabulary = Vocabulary(min(base.config.vocab_size, small.config.vocab_size), ())
     pair = (Term(source, "expert", 1), Term(source, "anti", 0))
-    return Mixture(Term(LocalSource(base), "base"), vocabulary, (pair,)), where
+    return Mixture(Term(LocalSource(quicken(base)), "base"), vocabulary, (pair,)), where
 
 
 def size(model) -> str:
