@@ -34,7 +34,7 @@ export HF_HUB_OFFLINE ?= 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check expert decode evaluate sweep score registry sync twin bench pretrain clean clean-all
+.PHONY: help setup demo test fuzz check expert doctor decode serve evaluate sweep score compare registry sync twin bench pretrain clean clean-all
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -55,9 +55,15 @@ demo: $(READY) ## the whole job: expert, registry, side by side, sweep, table, p
 expert: $(READY) ## tune the family's small model and register it                           TASK= FAMILY=
 	$(RUN) expert $(WHICH) $(ARGS)
 
+doctor: $(READY) ## look for what would go wrong, before a long run                        EXPERT= ARGS='base=vllm ...'
+	$(RUN) doctor $(WHICH) expert=$(EXPERT) $(ARGS)
+
 decode: $(READY) ## answer a prompt, steered                                                EXPERT= ALPHA= PROMPT=
 	$(RUN) decode $(WHICH) expert=$(EXPERT) $(if $(ALPHA),alpha=$(ALPHA)) \
 	  $(if $(PROXYTUNE_PROMPT),'prompt=$${oc.env:PROXYTUNE_PROMPT}') $(ARGS)
+
+serve: $(READY) ## an OpenAI-compatible server, and a page with an alpha slider              EXPERT= ALPHA=
+	$(RUN) serve $(WHICH) expert=$(EXPERT) $(if $(ALPHA),alpha=$(ALPHA)) $(ARGS)
 
 evaluate: $(READY) ## base, expert, steered and tuned on held-out rows                        EXPERT= ALPHA=
 	$(RUN) evaluate $(WHICH) expert=$(EXPERT) $(if $(ALPHA),alpha=$(ALPHA)) $(ARGS)
@@ -70,6 +76,9 @@ score: $(READY) ## score a file of outputs by a benchmark                       
 
 registry: $(READY) ## list the registered experts                                             ARGS='show code@latest'
 	$(RUN) registry $(or $(ARGS),list)
+
+compare: $(READY) ## runs side by side, with paired intervals                                    ARGS='RUN RUN'
+	$(RUN) compare $(ARGS)
 
 sync: $(READY) ## upload runs that were tracked offline to W&B
 	$(RUN) sync $(ARGS)

@@ -16,7 +16,22 @@ from pipelines import exits
 from proxytune.errors import SettingsError, did_you_mean
 
 # In the order in which one meets them. Each is a module beside this one: its docstring is its help.
-STAGES = ("demo", "expert", "decode", "evaluate", "sweep", "score", "registry", "sync", "twin", "bench", "pretrain")
+STAGES = (
+    "demo",
+    "expert",
+    "doctor",
+    "decode",
+    "serve",
+    "evaluate",
+    "sweep",
+    "score",
+    "compare",
+    "registry",
+    "sync",
+    "twin",
+    "bench",
+    "pretrain",
+)
 HELP = ("-h", "--help")
 
 

@@ -4,6 +4,8 @@
   proxytune evaluate expert=code@best split=test
   proxytune evaluate -m alpha=0,0.25,0.5,1         one table and one curve over all the alphas
   proxytune evaluate -m alpha=0,1 hydra/launcher=joblib
+  proxytune evaluate benchmark=gsm8k benchmark.rows=test.jsonl alphas=[0,0.5,1]
+  proxytune evaluate benchmark=truthfulqa_likelihood benchmark.rows=mc_task.json
 
 Points that are done are not computed again.
 """
@@ -31,7 +33,7 @@ def run(values: dict[str, Any]) -> None:
 def gather(jobs: list[dict[str, Any]]) -> None:
     """Sum up a multirun: one table and one curve for jobs that differ in nothing but alpha."""
     from proxytune.settings import Evaluate, load
-    from proxytune.stages import sweep
+    from proxytune.stages import evaluate, sweep
 
     curves: dict[str, set[float]] = defaultdict(set)
     for values in jobs:
@@ -39,8 +41,11 @@ def gather(jobs: list[dict[str, Any]]) -> None:
         if alpha is not None:
             curves[json.dumps(values, sort_keys=True)].add(float(alpha))
     for rest, alphas in curves.items():
-        if len(alphas) > 1:
-            sweep.collect(load(Evaluate, json.loads(rest)), sorted(alphas))
+        settings = load(Evaluate, json.loads(rest))
+        if len(alphas) > 1 and settings.benchmark is not None:
+            evaluate.run(settings.model_copy(update={"alphas": sorted(alphas)}))
+        elif len(alphas) > 1:
+            sweep.collect(settings, sorted(alphas))
 
 
 if __name__ == "__main__":

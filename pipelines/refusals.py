@@ -41,6 +41,10 @@ def _refused(error: Exception, stage: str, known: list[str]) -> SettingsError:
     """Any other HydraException: the misspelt key is the common one."""
     text = str(error) or str(error.__cause__)
     if key := re.search(r"Could not override '([^']+)", text):
+        if key[1].partition(".")[0] == "base":
+            return SettingsError(
+                f"{stage} takes no base behind an API", "decode and doctor do; base_model= is a local one"
+            )
         close = difflib.get_close_matches(key[1], known, n=2, cutoff=0.6)
         hint = did_you_mean(key[1], close) if close else f"see proxytune {stage} --help"
         return SettingsError(f"unknown key {key[1]!r}", hint)

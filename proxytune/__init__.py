@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proxytune.api import Steered, load
+    from proxytune.api import Remote, Steered, load
     from proxytune.decoding.processor import ProxyTuningLogitsProcessor
 
 __version__ = "0.1.0"
-__all__ = ["ProxyTuningLogitsProcessor", "Steered", "load"]
+__all__ = ["ProxyTuningLogitsProcessor", "Remote", "Steered", "load"]
 
 
 def __getattr__(name: str) -> Any:

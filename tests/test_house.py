@@ -69,7 +69,21 @@ def test_every_make_target_sets_up_first_what_is_missing(tmp_path):
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
-    named = ("demo", "expert", "decode", "evaluate", "sweep", "score", "registry", "sync", "twin", "bench", "pretrain")
+    named = (
+        "demo",
+        "expert",
+        "doctor",
+        "serve",
+        "decode",
+        "evaluate",
+        "sweep",
+        "score",
+        "registry",
+        "sync",
+        "twin",
+        "bench",
+        "pretrain",
+    )
     for target in (*named, "test", "check"):
         planned = subprocess.run(
             ["make", "-n", "-C", str(tmp_path), target], env=environment, capture_output=True, text=True, check=True

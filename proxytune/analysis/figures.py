@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from proxytune.analysis.tables import gap_line, spoken_measures
-from proxytune.evaluation.summary import BETTER, MEASURES
+from proxytune.evaluation.summary import MEASURES, better
 from proxytune.files import write_atomic
 
 # Okabe and Ito's palette, told apart by most colour-blind eyes; base is what everything is held against, so grey.
@@ -122,7 +122,7 @@ def _curve(axes: Axes, curve: list[Row], measure: str, chosen: float | None) -> 
         axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
     for row in points:
         if row["alpha"] == chosen:
-            edge = min(low for low, _ in bounds) if BETTER[measure] < 0 else max(high for _, high in bounds)
+            edge = min(low for low, _ in bounds) if _down(row, measure) else max(high for _, high in bounds)
             _mark(axes, row, measure, edge, "left" if row is points[0] else "right" if row is points[-1] else "center")
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.margins(x=0.03, y=0.14)
@@ -130,7 +130,7 @@ def _curve(axes: Axes, curve: list[Row], measure: str, chosen: float | None) -> 
 
 def _mark(axes: Axes, row: Row, measure: str, edge: float, align: str) -> None:
     """The chosen alpha: a ring, and its numbers on the better side of the whole band, whose end is `edge`."""
-    colour, down = COLOURS["steered"], BETTER[measure] < 0
+    colour, down = COLOURS["steered"], _down(row, measure)
     axes.plot([row["alpha"]] * 2, [row[measure], edge], color=colour, linewidth=1, linestyle=(0, (2, 3)))
     axes.plot(
         [row["alpha"]], [row[measure]], "o", color="white", markeredgecolor=colour, markeredgewidth=2.2, markersize=9
@@ -190,7 +190,12 @@ def _system_label(row: Row) -> str:
 def _measure_title(summary: Summary, measure: str) -> str:
     if measure == "loss":
         return "loss in nats per token, lower is better"
-    return f"{spoken_measures(summary)['metric']}, higher is better"
+    direction = "higher" if better(measure, summary["rows"][0]["metric_name"]) > 0 else "lower"
+    return f"{spoken_measures(summary)['metric']}, {direction} is better"
+
+
+def _down(row: Row, measure: str) -> bool:
+    return better(measure, row["metric_name"]) < 0
 
 
 def _bounds(row: Row, measure: str) -> tuple[float, float]:

@@ -46,6 +46,19 @@ def sweep(summary: Summary) -> RenderableType:
     return _page(summary, best=summary["chosen"])
 
 
+def measures(summary: Summary) -> RenderableType:
+    """Every measure of a benchmark for each system: over how many rows, how many outputs could not be parsed."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("system", "alpha", "measure", "over", "unparsed", f"value [{100 * summary['level']:g}%]"):
+        table.add_column(name, justify="left" if name in ("system", "measure") else "right")
+    for row in summary["rows"]:
+        alpha = "-" if row["alpha"] is None else f"{row['alpha']:g}"
+        for name, one in row["measures"].items():
+            told = (row["system"], alpha, spoken(name), f"{one['over']:g}", str(row.get("unparsed", "-")))
+            table.add_row(*map(Text, told), Text(_with_interval(one["value"], one["ci"])), style=STYLES[row["system"]])
+    return table
+
+
 def bench(found: Mapping[str, Any]) -> RenderableType:
     """Times of a bench, each beside what it is compared with."""
     table = Table(title=f"{found['trio']}, {found['device']}, {found['threads']} thread(s)", box=box.SIMPLE)
@@ -56,7 +69,9 @@ def bench(found: Mapping[str, Any]) -> RenderableType:
         table.add_row(
             row["name"], f"{row['seconds']:.3f}", "" if own else f"{row['ratio']:.2f}x", "" if own else row["beside"]
         )
-    return table
+    flips = found["flips"]
+    told = f"likeliest token changed by reading 5 positions at once: {flips['changed']} of {flips['positions']}"
+    return Group(table, Text(told))
 
 
 def generations(prompt: str, texts: Mapping[str, str], width: int = PLAIN_WIDTH) -> RenderableType:

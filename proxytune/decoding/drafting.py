@@ -24,7 +24,7 @@ from proxytune.steering.arithmetic import steer
 
 MOST = 7  # drafted tokens in a round
 PROBE = 4  # how many are drafted to find out what drafting costs and how much of it holds
-AGAIN = 64  # rounds after which a draft length that did not pay is tried again
+AGAIN = 64  # rounds after which the other way, drafts or none, is tried again
 
 
 class Drafter(Protocol):
@@ -173,7 +173,6 @@ class Planner:
         self.mixture, self.drafter, self.clock, self.fixed = mixture, drafter, clock, fixed
         self.held, self.tried = 0.0, 0.0
         self.round = 0
-        self.since = 0
 
     def next(self, rows: int) -> int:
         if self.drafter is None:
@@ -181,16 +180,12 @@ class Planner:
         if self.fixed is not None:
             return self.fixed
         self.round += 1
-        if self.round <= 6:  # the first read of each kind also pays for warming up
-            return PROBE if self.round % 2 else 0
         rates = {count: self._rate(count, rows) for count in range(MOST + 1)}
-        if None in rates.values():
+        if None in rates.values():  # some read was never timed with about so many rows
             return PROBE if self.round % 2 else 0
         best = max(rates, key=lambda count: rates[count] or 0.0)
-        self.since = 0 if best else self.since + 1
-        if self.since >= AGAIN:
-            self.since = 0
-            return PROBE
+        if self.round % AGAIN == 0:  # what was not done for long is timed anew
+            return 0 if best else PROBE
         return best
 
     def learn(self, count: int, kept: Sequence[int]) -> None:

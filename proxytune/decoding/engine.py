@@ -231,8 +231,11 @@ class Engine:
         if self.longest is not None:
             room = self.longest - max(int(starts.max()) for starts in self.rows.starts.values()) - 1
             count = min(count, room)
-        said, kept = Round(self.rows, self.clock).run(self.drafter, count)
+        round = Round(self.rows, self.clock)
+        said, kept = round.run(self.drafter, count)
         self.planner.learn(count, kept)
+        for row, told in round.logprobs(said).items():
+            self.rows.each[row].reply.logprobs += told
         return self._write(said, kept, count)
 
     def _write(self, said: list[list[int]], kept: list[int], count: int) -> list[tuple[int, Reply]]:
@@ -251,6 +254,7 @@ class Engine:
                 if row.reply.finish_reason:
                     done.append(i)
                     break
+            del row.reply.logprobs[len(row.reply.token_ids) :]  # of what was said beyond the reply's end
             stats.tokens += len(row.reply.token_ids) - before
             self.rows.note(i, row.reply.token_ids[before:])
             found.append((row.handle, row.reply))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -90,6 +90,7 @@ class RemoteEngine:
         self.rows, self.clock = Rows(self.small), Clock(Stats())
         self.top = min(base.settings.top, abilities.top)
         self.drafts = base.settings.draft_tokens if abilities.prompt_scores else 0
+        self.longest = min((s for t in self.small.terms if (s := getattr(t.source, "longest", None))), default=None)
         self.waiting: deque[Row] = deque()
         self.handles = 0
         self.counts = Counts()
@@ -110,10 +111,33 @@ class RemoteEngine:
                 "and a server gives log-probabilities",
                 "leave it at 1 with a base behind an API",
             )
-        row = Row(self.handles, request, CertifiedReply(), request.limits.max_new_tokens)
+        if request.variant.base_top_p != 1 or request.variant.alpha_by != "constant":
+            raise SettingsError(
+                "decode.base_top_p and decode.alpha_by need the base's scores for the whole vocabulary",
+                "leave them out with a base behind an API",
+            )
+        if request.logprobs:
+            raise SettingsError(
+                "log-probabilities of a reply need the base's scores for the whole vocabulary",
+                "do not ask for them with a base behind an API",
+            )
+        most = self._room(request)
+        request = replace(request, limits=replace(request.limits, max_new_tokens=most))
+        row = Row(self.handles, request, CertifiedReply(), most)
         self.handles += 1
         self.waiting.append(row)
         return row.handle
+
+    def _room(self, request: Request) -> int:
+        """The tokens that the limits and the small models' contexts leave a reply; the server tells of its own."""
+        if self.longest is None:
+            return request.limits.max_new_tokens
+        prompt = max(len(request.prompts[term.role]) for term in self.small.terms)
+        if prompt >= self.longest:
+            raise SettingsError(
+                f"a prompt has {prompt} tokens and the small models read {self.longest}", "shorten the prompt"
+            )
+        return min(request.limits.max_new_tokens, self.longest - prompt)
 
     def run(
         self, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None
@@ -156,6 +180,8 @@ class RemoteEngine:
             return []
         self.rows.advance()
         left = max(row.most - len(row.reply.token_ids) for row in self.rows.each)
+        if self.longest is not None:
+            left = min(left, self.longest - max(int(starts.max()) for starts in self.rows.starts.values()))
         round = Round(self.rows, self.clock)
         self._draft(round, min(self.drafts, left - 1))
         outcomes = await self._ask(round)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxytune.decoding.mixture import Prompts
@@ -28,25 +28,45 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """One reply to write. `alphas` has one number for each pair of the mixture."""
+    """One reply to write. `alphas` has one number for each pair of the mixture.
+
+    logprobs: how many of the likeliest ids are told at each position, beside the one that is said; 0 tells nothing.
+    """
 
     prompts: Prompts
     limits: Limits
     alphas: tuple[float, ...] = ()
     sampling: Sampling = GREEDY
     variant: Variant = EQUATION
+    logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities, in nats, of some ids at one position of a reply.
+
+    ids: the one said, the one that the base would say here by the same rules and noise, then the likeliest by steered
+    scores, best first. steered: of each of ids, before penalties, bans and temperature. alone: the same of each model
+    by itself, by its role.
+    """
+
+    ids: tuple[int, ...]
+    steered: tuple[float, ...]
+    alone: Mapping[str, tuple[float, ...]]
 
 
 @dataclass
 class Reply:
     """`token_ids` holds every emitted id, the end token included; `text` is cut at a stop string.
 
-    finish_reason: `stop` (an end token or a stop string), `length`, `cancelled`, or None while it grows.
+    finish_reason: `stop` (an end token or a stop string), `length`, `cancelled`, or None while it grows. logprobs: one
+    for each of token_ids where the request asks for them, else empty.
     """
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def append(self, token: int, limits: Limits, tokenizer) -> None:
         """One more token; sets finish_reason, and text with it, when that was the last."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from proxytune.decoding.mixture import Term
+from proxytune.decoding.request import TokenLogprobs
 
 if TYPE_CHECKING:
     from proxytune.decoding.drafting import Clock
@@ -76,8 +77,8 @@ class Round:
             seen.append(seen[-1].scatter(1, self.drafted_RK[:, position : position + 1], True))
         return torch.stack(seen, dim=1)
 
-    def target(self, first: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The chosen tokens (R, Q) at positions first..stop-1, and whether any model gave NaN there."""
+    def steered(self, first: int, stop: int) -> Tensor:
+        """Steered scores (R, Q, V) at positions first..stop-1."""
         scores = {term: scores_RQV[:, first:stop] for term, scores_RQV in self.scores.items()}
         alphas = [alpha_R1[:, :, None] for alpha_R1 in self.rows.alphas]
         base_RQV, variants = scores[self.mixture.base], self.rows.variants
@@ -89,6 +90,11 @@ class Round:
         combined_RQV = self.mixture.combine(scores, alphas)
         if not variants.off:
             combined_RQV = variants.filter(base_RQV, combined_RQV)
+        return combined_RQV
+
+    def target(self, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The chosen tokens (R, Q) at positions first..stop-1, and whether any model gave NaN there."""
+        combined_RQV = self.steered(first, stop)
         tokens_RQ = self.choose(combined_RQV, first)
         # arg-max takes a NaN where there is one, so the chosen score tells
         return tokens_RQ, combined_RQV.gather(-1, tokens_RQ[..., None])[..., 0].isnan()
@@ -113,3 +119,32 @@ class Round:
             if any(broken[: len(said[row])]):
                 self.rows.refuse(row, broken.index(True))
         return said, kept
+
+    def logprobs(self, said: Sequence[Sequence[int]]) -> dict[int, list[TokenLogprobs]]:
+        """What the rows that ask for log-probabilities are told of the tokens said, by row; nothing said is changed."""
+        asking = {i: row.request.logprobs for i, row in enumerate(self.rows.each) if row.request.logprobs}
+        if not asking:
+            return {}
+        stop = max(len(tokens) for tokens in said)
+        steered_RQV = self.steered(0, stop)
+        alone = {term: self.scores[term][:, :stop] for term in self.mixture.terms}
+        base_RQ = self.choose(self.mixture.vocabulary.mask(alone[self.mixture.base]), 0)
+        found = {}
+        for i, count in asking.items():
+            here = slice(0, len(said[i]))
+            likeliest_QK = steered_RQV[i, here].topk(min(count, steered_RQV.shape[-1])).indices
+            said_Q = torch.tensor(said[i], device=likeliest_QK.device)
+            ids_QK = torch.cat([said_Q[:, None], base_RQ[i, here, None], likeliest_QK], dim=1)
+            steered = _logprobs(steered_RQV[i, here], ids_QK)
+            by_role = {term.role: _logprobs(scores_RQV[i, here], ids_QK) for term, scores_RQV in alone.items()}
+            found[i] = [
+                TokenLogprobs(tuple(ids), steered[q], {role: each[q] for role, each in by_role.items()})
+                for q, ids in enumerate(ids_QK.tolist())
+            ]
+        return found
+
+
+def _logprobs(scores_QV: Tensor, ids_QK: Tensor) -> list[tuple[float, ...]]:
+    """Log-probabilities of ids; in float32 at least."""
+    scores_QV = scores_QV.float() if scores_QV.dtype.itemsize < 4 else scores_QV
+    return [tuple(row) for row in scores_QV.log_softmax(-1).gather(-1, ids_QK).tolist()]

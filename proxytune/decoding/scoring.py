@@ -34,21 +34,53 @@ def losses(
     """
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
-        scores: dict[Term, list[Tensor]] = {}
-        for group in mixture.groups:
-            prompts = [[row.prompts[term.role] for term in group] for row in batch]
-            members = [term.member for term in group]
-            found = group[0].source.score(prompts, [row.completion for row in batch], members)
-            scores |= {term: [each[m] for each in found] for m, term in enumerate(group)}
-        yield [
-            _row(mixture, {term: each[i] for term, each in scores.items()}, row.completion, alphas)
-            for i, row in enumerate(batch)
-        ]
+        scores = scored(mixture, batch)
+        yield [_row(mixture, each, row.completion, alphas) for row, each in zip(batch, scores, strict=True)]
+
+
+def scored(mixture: Mixture, rows: Sequence[Given]) -> list[dict[Term, Tensor]]:
+    """The terms' scores (T, V) of each row, at every position of its reply; one forward a source."""
+    scores: dict[Term, list[Tensor]] = {}
+    device = mixture.base.source.device
+    for group in mixture.groups:
+        prompts = [[row.prompts[term.role] for term in group] for row in rows]
+        members = [term.member for term in group]
+        found = group[0].source.score(prompts, [row.completion for row in rows], members)
+        scores |= {term: [each[m].to(device) for each in found] for m, term in enumerate(group)}
+    return [{term: each[i] for term, each in scores.items()} for i in range(len(rows))]
+
+
+@torch.inference_mode()
+def choices(
+    mixture: Mixture, prompts: Prompts, completions: Sequence[Sequence[int]], alphas: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """What `losses` gives for several replies to one prompt, which every model reads once."""
+    rows, width = len(completions), max(map(len, completions))
+    device = mixture.base.source.device
+    scores: dict[Term, Tensor] = {}
+    for group in mixture.groups:
+        asked = [list(prompts[term.role]) for term in group]
+        longest = max(map(len, asked))
+        stream = group[0].source.open(rows, longest + width, tuple(term.member for term in group))
+        if longest > 1:
+            before = [ids[:-1] + [0] * (longest - len(ids)) for ids in asked]
+            stream.fill(torch.tensor([before]), torch.zeros(1, len(group), dtype=torch.int64))
+        for row in range(1, rows):
+            stream.copy(0, row)
+        ids_NMQ = torch.tensor(
+            [[[own[-1], *reply[:-1], *[0] * (width - len(reply))] for own in asked] for reply in map(list, completions)]
+        )
+        starts_NM = torch.tensor([[len(own) - 1 for own in asked]] * rows)
+        read_NMQV = stream.read(ids_NMQ, starts_NM).to(device)
+        scores |= {term: read_NMQV[:, m] for m, term in enumerate(group)}
+    return [
+        _row(mixture, {term: each[i, : len(reply)] for term, each in scores.items()}, reply, alphas)
+        for i, reply in enumerate(completions)
+    ]
 
 
 def _row(mixture: Mixture, scores: Mapping[Term, Tensor], completion: Sequence[int], alphas) -> list[float]:
     base_TV = scores[mixture.base]
-    scores = {term: each.to(base_TV.device) for term, each in scores.items()}
     differences = mixture.differences(scores)
     wanted_T = torch.tensor(list(completion), device=base_TV.device)
     found = []

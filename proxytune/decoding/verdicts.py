@@ -150,7 +150,7 @@ class Verdicts:
             unbounded=self.unbounded,
         )
         said = int(rows.counts_R1[self.i]) + position
-        never = [*vocabulary.foreign]
+        never = [*vocabulary.foreign, *request.limits.banned]
         if said < request.limits.min_new_tokens:
             never += [end for end in request.limits.end_ids if end < vocabulary.size]
         whole = candidates.forbid(candidates.steer_bounds(bounds, differences), never)

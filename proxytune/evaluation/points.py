@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from proxytune.decoding.engine import build
 from proxytune.decoding.mixture import Mixture
-from proxytune.decoding.request import Limits, Request, sampling
+from proxytune.decoding.request import Limits, Request, sampling, variant
 from proxytune.decoding.scoring import Given, losses
 from proxytune.files import Journal, hash_json, read_jsonl, write_jsonl
 from proxytune.models.prompts import text_of
@@ -31,6 +31,16 @@ class Point:
     system: str
     alpha: float | None
     models: Mapping[str, Any]
+
+
+class Named(Protocol):
+    """What points are measures of, which gives each its file."""
+
+    def path(self, outputs: Path, point: Point) -> Path: ...
+
+    def part(self, outputs: Path, point: Point) -> Path:
+        """Where a point's replies are kept while it is computed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,9 +81,9 @@ class Measure:
         return self.path(outputs, point).with_suffix(".part")
 
 
-def kept(outputs: Path, measure: Measure, point: Point) -> list[dict[str, Any]] | None:
+def kept(outputs: Path, named: Named, point: Point) -> list[dict[str, Any]] | None:
     """A point's rows if they were scored before, else None."""
-    path = measure.path(outputs, point)
+    path = named.path(outputs, point)
     return read_jsonl(path) if path.is_file() else None
 
 
@@ -115,7 +125,10 @@ def _write_replies(measure, mixture, alphas, prompts, records, tokenizer, label,
         for row in journal.rows:
             records[a][row["row"]] |= row["reply"]
     places = [(i, a) for i in range(len(prompts)) for a in range(len(alphas)) if "text" not in records[a][i]]
-    requests = [Request(prompts[i], measure.limits, tuple(alphas[a]), sampling(measure.decode, i)) for i, a in places]
+    requests = [
+        Request(prompts[i], measure.limits, tuple(alphas[a]), sampling(measure.decode, i), variant(measure.decode))
+        for i, a in places
+    ]
     replies = build(mixture, tokenizer, measure.decode).run(requests)
     for number, reply in track(replies, label, len(requests)):
         i, a = places[number]
@@ -126,6 +139,6 @@ def _write_replies(measure, mixture, alphas, prompts, records, tokenizer, label,
             journals[a].append({"row": i, "reply": found})
 
 
-def keep(outputs: Path, measure: Measure, point: Point, records: list[dict[str, Any]]) -> None:
-    write_jsonl(measure.path(outputs, point), records)
-    measure.part(outputs, point).unlink(missing_ok=True)
+def keep(outputs: Path, named: Named, point: Point, records: list[dict[str, Any]]) -> None:
+    write_jsonl(named.path(outputs, point), records)
+    named.part(outputs, point).unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
     task, family, expert, split     what was measured
     rows                            one for each system and alpha: system, alpha, n, loss, metric, metric_name, loss_ci,
-                                    metric_ci; loss in nats per token, metric in 0..1
+                                    metric_ci; loss in nats per token, metric in 0..1; a benchmark tells more
+                                    (stages/benchmark.py)
     chosen                          the alpha that everything below is about
     differences                     steered minus base and minus expert, on the same resampled rows
     gap_closed                      (steered - base) / (tuned - base) for loss and metric; {} where nothing was tuned
@@ -35,7 +36,9 @@ from proxytune.evaluation.intervals import (
 
 SYSTEMS = ("base", "expert", "steered", "tuned")
 MEASURES = ("loss", "metric")
-BETTER = {"loss": -1, "metric": 1}
+LOWER_IS_BETTER = ("toxic",)  # metrics of which less is better
+
+SCORES = "scores.jsonl"  # beside a summary.json: the rows' own numbers, one line for each system and alpha
 
 Key = tuple[str, float | None, str]  # system, alpha, measure
 
@@ -44,27 +47,41 @@ Key = tuple[str, float | None, str]  # system, alpha, measure
 class Scores:
     """One system's scores on N rows. All systems of a summary have the same rows in the same order.
 
-    alpha: of the steered system, else None. loss (N,): nats of the whole reference completion. tokens (N,): how many
-    tokens that is. metric (N,): in 0..1, or None where nothing was generated.
+    alpha: of the steered system, else None. loss (N,): nats of the whole reference completion, or None where only
+    replies were scored. tokens (N,): how many tokens that is. metric (N,): in 0..1, or None where nothing was
+    generated. weights (N,): what a row counts in the metric, 0 where nothing could be parsed; None is 1 each.
     """
 
     system: str
     alpha: float | None
-    loss: np.ndarray
-    tokens: np.ndarray
+    loss: np.ndarray | None
+    tokens: np.ndarray | None
     metric: np.ndarray | None
     metric_name: str
     ids: list[str]
+    weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         assert self.system in SYSTEMS, f"{self.system} is not a system"
         assert (self.alpha is not None) == (self.system == "steered"), "alpha is the steered system's, and only its"
 
     def measures(self) -> dict[str, Measured]:
-        found = {"loss": Measured(self.ids, np.asarray(self.loss), np.asarray(self.tokens))}
+        found = {}
+        if self.loss is not None:
+            found["loss"] = Measured(self.ids, np.asarray(self.loss), np.asarray(self.tokens))
         if self.metric is not None:
-            found["metric"] = Measured(self.ids, np.asarray(self.metric), np.ones(len(self.ids)))
+            weights = np.ones(len(self.ids)) if self.weights is None else np.asarray(self.weights)
+            found["metric"] = Measured(self.ids, np.asarray(self.metric), weights)
         return found
+
+    def told(self) -> dict[str, Any]:
+        """For a file: every measure by its own name."""
+        names = {"loss": "loss", "metric": self.metric_name}
+        numbers = {
+            names[name]: {"values": measured.values.tolist(), "weights": measured.weights.tolist()}
+            for name, measured in self.measures().items()
+        }
+        return {"system": self.system, "alpha": self.alpha, "ids": self.ids, "measures": numbers}
 
 
 def build(
@@ -120,13 +137,19 @@ def verdict(differences: list[dict[str, Any]], alpha: float | None, metric_name:
         " and ".join(f"{outcome} {and_join(against)} on {measures}" for outcome, measures in judgement)
         for judgement, against in told.items()
     ]
-    helped = any(_outcome(one, name) == "beats" for one in differences for name in MEASURES if one["against"] == "base")
+    beaten = [_outcome(one, name, metric_name) for one in differences for name in MEASURES if one["against"] == "base"]
+    helped = "beats" in beaten
     opening = "" if helped else "does not help: it "
     return f"Steering at alpha {alpha:g} {opening}{'; it '.join(clauses)} ({100 * level:g}% paired intervals)."
 
 
 def and_join(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def better(measure: str, metric_name: str) -> int:
+    """1 where more of a measure is better, else -1."""
+    return -1 if measure == "loss" or metric_name in LOWER_IS_BETTER else 1
 
 
 def spoken(metric_name: str) -> str:
@@ -162,7 +185,7 @@ def _difference(estimates: Mapping[Key, Estimate], alpha: float | None, against:
         interval = paired_difference(steered, other, level) if steered and other else None
         found |= _told(name, interval)
         excludes[name] = bool(interval and interval.excludes_zero)
-    if found["loss"] is None:
+    if all(found[name] is None for name in MEASURES):
         return {}
     return {"of": "steered", "against": against, **found, "excludes_zero": excludes}
 
@@ -183,14 +206,15 @@ def _judgement(difference: dict[str, Any], metric_name: str) -> tuple[tuple[str,
     told: dict[str, list[str]] = {}
     for name in MEASURES:
         if difference[name] is not None:
-            told.setdefault(_outcome(difference, name), []).append("loss" if name == "loss" else spoken(metric_name))
+            outcome = _outcome(difference, name, metric_name)
+            told.setdefault(outcome, []).append("loss" if name == "loss" else spoken(metric_name))
     return tuple((outcome, and_join(names)) for outcome, names in told.items())
 
 
-def _outcome(difference: dict[str, Any], name: str) -> str:
+def _outcome(difference: dict[str, Any], name: str, metric_name: str) -> str:
     if not difference["excludes_zero"][name]:
         return "cannot be told from"
-    return "beats" if difference[name] * BETTER[name] > 0 else "is worse than"
+    return "beats" if difference[name] * better(name, metric_name) > 0 else "is worse than"
 
 
 def _told(name: str, interval: Interval | None) -> dict[str, Any]:

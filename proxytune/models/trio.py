@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxytune.errors import DataError, TrioError
+from proxytune.errors import DataError, SettingsError, TrioError
 from proxytune.models import prompts
+from proxytune.models.described import describe
 from proxytune.models.identity import ModelId, identify
+from proxytune.models.linear import quicken
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.local import LocalSource
 from proxytune.models.members import attach, separable
@@ -41,16 +43,24 @@ class ExpertFiles:
 class Trio:
     """Base and pairs of expert and anti over one vocabulary; replies use the base's tokenizer.
 
-    tokenizers and formats: how each role's prompt is put; a further expert has a role of its own (`expert2`).
+    local: the base, None where only a server has it. tokenizers and formats: how each role's prompt is put; a further
+    expert has a role of its own (`expert2`).
     """
 
-    base: Term
+    local: Term | None
     pairs: tuple[tuple[Term, Term], ...]
     tokenizers: dict[str, Any]
     formats: dict[str, Format]
     vocabulary: Vocabulary
     end_ids: frozenset[int]
     end_id: int
+
+    @property
+    def base(self) -> Term:
+        """Raises SettingsError where only a server has it."""
+        if self.local is None:
+            raise SettingsError("the base is behind an API, and this needs it here", "leave base= out")
+        return self.local
 
     def encode(self, prompt: Turns) -> dict[str, list[int]]:
         """The ids each role reads: an expert in the format it was tuned with, base and anti plain."""
@@ -71,11 +81,12 @@ class Trio:
         return ids
 
 
-def load(base_ref: ModelRef, experts: Sequence[ExpertFiles], dtype: str = "auto") -> Trio:
+def load(base_ref: ModelRef, experts: Sequence[ExpertFiles], dtype: str = "auto", *, served: bool = False) -> Trio:
     """Load and check a trio, or a base with several pairs.
 
-    LoRA experts of one anti are rows of one model with it; others are models of their own. Raises TrioError, saying
-    what to do, when members do not belong together.
+    LoRA experts of one anti are rows of one model with it; others are models of their own. served: the base is behind
+    an API, and of base_ref only tokenizer and configuration are read. Raises TrioError, saying what to do, when members
+    do not belong together.
     """
     tokenizers: dict[str, Any] = {"base": load_tokenizer(base_ref)}
     antis = list(dict.fromkeys(expert.anti for expert in experts))
@@ -86,21 +97,30 @@ def load(base_ref: ModelRef, experts: Sequence[ExpertFiles], dtype: str = "auto"
         if anti_role not in tokenizers:
             tokenizers[anti_role] = load_tokenizer(anti_ref)
         check_anti(expert, anti_ref, tokenizers[anti_role])
-    places: dict[str, tuple[LocalSource, int]] = {"base": (LocalSource(load_model(base_ref, dtype)), 0)}
+    places: dict[str, tuple[LocalSource, int]] = {}
+    if not served:
+        places["base"] = (LocalSource(quicken(load_model(base_ref, dtype))), 0)
     for place, anti in enumerate(antis):
         own = {_role("expert", n): expert for n, expert in enumerate(experts) if expert.anti == anti}
         places |= _small(anti, _role("anti", place), own, dtype)
-    vocabulary = shared({role: (tokenizers[role].get_vocab(), source.rows) for role, (source, _) in places.items()})
+    known = {role: tokenizer.get_vocab() for role, tokenizer in tokenizers.items()}
+    rows = {role: source.rows for role, (source, _) in places.items()}
+    vocabulary = shared({role: (ids, rows.get(role) or max(ids.values()) + 1) for role, ids in known.items()})
     sources = list(dict.fromkeys(source for source, _ in places.values()))
     for source in sources:
         source.vocabulary = vocabulary.size
-    _level_caps(sources)
+    generation = [source.model.generation_config for source in sources]
+    if served:
+        elsewhere = describe(base_ref, weights=False)
+        generation.append(elsewhere.generation)
+        level_caps(sources, [elsewhere.soft_cap] if elsewhere.config else [])
+    else:
+        level_caps(sources)
     found = {role: Term(source, role, member) for role, (source, member) in places.items()}
     chat = next((n for n, expert in enumerate(experts) if expert.prompt_format == "chat"), None)
     turn = prompts.end_of_turn(tokenizers[_role("expert", chat)]) if chat is not None else None
-    generation = [source.model.generation_config for source in sources]
     return Trio(
-        base=found["base"],
+        local=found.get("base"),
         pairs=tuple(
             (found[_role("expert", n)], found[_role("anti", antis.index(expert.anti))])
             for n, expert in enumerate(experts)
@@ -127,13 +147,15 @@ def _small(anti: ModelId, anti_role: str, experts: dict[str, ExpertFiles], dtype
     sharing = {role: expert for role, expert in experts.items() if expert.adapter and separable(expert.folder)}
     model = load_model(ref, dtype)
     active = attach(model, [expert.folder for expert in sharing.values()])
-    source = LocalSource(model, active=active)
+    source = LocalSource(
+        quicken(model, second_copy=False), active=active
+    )  # one copy of the pair's weights, as promised
     found = {role: (source, member) for member, role in enumerate([anti_role, *sharing])}
     for role, expert in experts.items():
         if role not in sharing:
             own = ModelRef(model=str(expert.folder))
             merged = load_model(ref, dtype, adapter=expert.folder) if expert.adapter else load_model(own, dtype)
-            found[role] = (LocalSource(merged), 0)
+            found[role] = (LocalSource(quicken(merged, second_copy=False)), 0)
     return found
 
 
@@ -149,8 +171,20 @@ def check_anti(expert: ExpertFiles, anti_ref: ModelRef, tokenizer) -> None:
         )
 
 
-def _level_caps(sources: list[LocalSource]) -> None:
-    """Soft-capped scores cannot be mixed with uncapped ones: where caps differ, each is undone."""
-    if len({source.soft_cap for source in sources}) > 1:
-        for source in sources:
-            source.uncap_at = source.soft_cap
+def level_caps(sources: Sequence[LocalSource], served: Sequence[float | None] = ()) -> None:
+    """Soft-capped scores cannot be mixed with uncapped ones: where caps differ, each is undone.
+
+    served: the cap of a base behind an API, whose log-probabilities cannot be uncapped. Raises TrioError where they
+    would have to be.
+    """
+    caps = {source.soft_cap for source in sources}
+    if len(caps | set(served)) == 1:
+        return
+    if any(served):
+        raise TrioError(
+            f"the served base caps its scores at {served[0]:g} and the small models do otherwise, which scores from an "
+            "API cannot undo",
+            "load the base here (leave base= out), or use small models of its family",
+        )
+    for source in sources:
+        source.uncap_at = source.soft_cap

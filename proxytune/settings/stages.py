@@ -8,8 +8,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from proxytune.errors import SettingsError
 from proxytune.settings.benchmarks import Benchmark, Fields
-from proxytune.settings.sections import Count, Data, Decode, Family, ModelRef, Peft, Section, TaskChoice, Tracker
+from proxytune.settings.sections import (
+    Count,
+    Data,
+    Decode,
+    Family,
+    ModelRef,
+    Peft,
+    Remote,
+    Section,
+    TaskChoice,
+    Tracker,
+)
 
 
 class Stage(Section):
@@ -48,15 +60,17 @@ class Steer(Section):
 class Steering(Stage):
     """A trio: the family's base, a registered expert (its anti is in its lineage) and alpha.
 
-    alpha None takes the one that the expert's manifest carries (chosen by a sweep), else 1. base overrides family.base
-    by any other model reference. steering: several experts at once; the first stands for `expert` and `alpha`, which is
-    what a sweep moves, and the others are held.
+    alpha None takes the one that the expert's manifest carries (chosen by a sweep), else 1. base_model: any other
+    than family.base. steering: several experts at once; the first stands for `expert` and `alpha`, which is
+    what a sweep moves, and the others are held. base: a server that has the base; then only the tokenizer of the base
+    named above is loaded.
     """
 
     expert: str
     alpha: FiniteFloat | None = None
     steering: list[Steer] = []
     base_model: ModelRef | None = None
+    base: Remote | None = None
     decode: Decode = Decode()
 
     @model_validator(mode="before")
@@ -83,6 +97,44 @@ class DecodeStage(Steering):
     compare: bool = False
 
 
+class Serve(Steering):
+    """A trio behind an API. port 0 takes a free one; queue: replies that may wait, for each of the systems.
+
+    alpha and decode are what a request leaves open. max_tokens: of a reply; drain_seconds: for replies under way when
+    the server is told to end.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    queue: Annotated[int, Field(ge=0)] = 256
+    max_tokens: Count = 2048
+    max_body_bytes: Count = 1 << 20
+    drain_seconds: Annotated[FiniteFloat, Field(ge=0)] = 30.0
+
+    @model_validator(mode="after")
+    def _local(self) -> Serve:
+        if self.base is not None:
+            raise SettingsError(
+                "serve takes no base behind an API: the engine needs its scores for the whole vocabulary",
+                "leave base= out and name a local one with base_model=; decode takes base=",
+            )
+        return self
+
+
+class Doctor(Steering):
+    """What would go wrong, looked for before anything large is loaded.
+
+    prompt: shown as each model reads it; None takes the first validation row. effect: does steering help, measured on
+    the first `rows` validation rows at `alphas`; the models are loaded for that.
+    """
+
+    prompt: str | None = None
+    effect: bool = False
+    rows: Annotated[int, Field(ge=2)] = 50
+    alphas: Annotated[list[FiniteFloat], Field(min_length=1)] = [0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
+    bootstrap_samples: Count = 2000
+
+
 class Evaluate(Steering):
     """Loss and metric of every system on held-out rows, with paired bootstrap intervals.
 
@@ -97,6 +149,15 @@ class Evaluate(Steering):
     tuned: str | None = "auto"
     bootstrap_samples: Count = 2000
     score_batch_size: Count = 32
+
+    @model_validator(mode="after")
+    def _local(self) -> Evaluate:
+        if self.base is not None:
+            raise SettingsError(
+                "evaluate and sweep take no base behind an API yet: a loss needs its scores for the whole vocabulary",
+                "leave base= out and name a local one with base_model=; decode and doctor take base=",
+            )
+        return self
 
 
 class Sweep(Evaluate):

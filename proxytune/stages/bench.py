@@ -72,11 +72,35 @@ def run(settings: Bench) -> dict[str, Any]:
     ]
     found: dict[str, Any] = {"trio": where, "rows": rows, "threads": torch.get_num_threads(), "turns": settings.turns}
     found |= {"torch": torch.__version__, "device": str(mixture.base.source.device), **record.code_version()}
-    path = settings.outputs / "bench" / f"{settings.trio}.json"
+    found["flips"] = flips(settings, mixture)
+    path = settings.outputs / "bench" / f"{settings.trio}-{settings.dtype}.json"
     write_json(path, found)
     tables.console().print(tables.bench(found))
     print(path)
     return found
+
+
+@torch.inference_mode()
+def flips(settings: Bench, mixture: Mixture, width: int = 5) -> dict[str, int]:
+    """At how many positions another token is the likeliest when `width` of them are read at once and not one by one."""
+    rows = prompts(settings, mixture, 4)
+    changed = positions = 0
+    for row in rows:
+        likeliest = []
+        for step in (1, width):
+            scores = {}
+            for group in mixture.groups:
+                stream = group[0].source.open(1, settings.prompt_tokens, [term.member for term in group])
+                ids = torch.tensor([[row[term.role] for term in group]])
+                read = [
+                    stream.read(ids[:, :, at : at + step], torch.full((1, len(group)), at))
+                    for at in range(0, settings.prompt_tokens, step)
+                ]
+                scores |= dict(zip(group, torch.cat(read, dim=2).unbind(1), strict=True))
+            likeliest.append(mixture.combine(scores, [1.0]).argmax(-1))
+        changed += int((likeliest[0] != likeliest[1]).sum())
+        positions += likeliest[0].numel()
+    return {"positions": positions, "changed": changed}
 
 
 def synchronise(mixture: Mixture) -> None:
@@ -90,7 +114,7 @@ def trio(settings: Bench) -> tuple[Mixture, str]:
     from proxytune.settings import ModelRef
 
     if settings.trio == "tiny":
-        base, small = (load_model(ModelRef(model=f"embedded:{name}"), "float32") for name in ("base", "small"))
+        base, small = (load_model(ModelRef(model=f"embedded:{name}"), settings.dtype) for name in ("base", "small"))
     else:
         base, small = (
             random_llama(shape, settings.vocabulary, settings.dtype) for shape in (settings.base, settings.small)
@@ -238,7 +262,7 @@ def alphas(settings: Bench, mixture: Mixture) -> list[Contender]:
     (row,) = prompts(settings, mixture, 1)
     values = [(i / 5,) for i in range(11)]
     requests = [Request(row, Limits(settings.tokens), alpha) for alpha in values]
-    given = [Given(each, each["base"][: settings.tokens]) for each in prompts(settings, mixture, 8)]
+    given = [Given(each, each["base"][: settings.tokens]) for each in prompts(settings, mixture, 2)]
     one, eleven = "one alpha written", "11 alphas written together"
     apart, pass_ = "11 alphas scored one by one", "11 alphas scored in one pass"
     return [
@@ -252,22 +276,20 @@ def alphas(settings: Bench, mixture: Mixture) -> list[Contender]:
 def mixed(settings: Bench, mixture: Mixture) -> list[Contender]:
     """Replies of mixed lengths: places are filled again at once, or a batch waits for its longest."""
     chosen = random.Random(1)
-    rows = prompts(settings, mixture, 32)
+    rows = prompts(settings, mixture, 16)
     lengths = [max(1, round(settings.tokens * chosen.paretovariate(1.5) / 3)) for _ in rows]
     requests = [Request(row, Limits(min(n, 4 * settings.tokens)), (1.0,)) for row, n in zip(rows, lengths, strict=True)]
 
     def static() -> None:
-        for at in range(0, len(requests), 8):
-            part = requests[at : at + 8]
+        for at in range(0, len(requests), 4):
+            part = requests[at : at + 4]
             most = max(request.limits.max_new_tokens for request in part)
-            engine(mixture, [Request(request.prompts, Limits(most), (1.0,)) for request in part], batch_size=8)
+            engine(mixture, [Request(request.prompts, Limits(most), (1.0,)) for request in part], batch_size=4)
 
-    name = "32 replies of mixed lengths, static batches of 8"
+    name, refilled = "16 mixed lengths, batches of 4 that wait", "16 mixed lengths, 4 places refilled"
     return [
         Contender(name, name, static),
-        Contender(
-            "32 replies of mixed lengths, places refilled", name, lambda: engine(mixture, requests, batch_size=8)
-        ),
+        Contender(refilled, name, lambda: engine(mixture, requests, batch_size=4)),
     ]
 
 

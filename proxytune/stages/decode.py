@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from proxytune.decoding.engine import build
 from proxytune.decoding.request import Reply, Request, sampling, variant
 from proxytune.decoding.streaming import Pieces
-from proxytune.errors import DataError
+from proxytune.errors import DataError, ProxytuneError
 from proxytune.experts.registry import Expert
 from proxytune.files import write_jsonl
 from proxytune.models.prompts import Turns, plain_text
 from proxytune.models.trio import Trio
 from proxytune.settings import DecodeStage
 from proxytune.stages import trio as trios
+from proxytune.stages.served import Writing, certificate
 from proxytune.stages.start import start
 from proxytune.tasks import catalog
 from proxytune.tracking.progress import track
@@ -28,24 +30,36 @@ Prompt = dict[str, Any]
 def run(settings: DecodeStage) -> list[dict[str, Any]]:
     """Decode all prompts and return the records that are also written as JSONL.
 
-    A single prompt on a terminal is streamed; `compare=true` shows the systems side by side.
+    A single prompt on a terminal is streamed; `compare=true` shows the systems side by side. With a base behind an API
+    what is finished is written, and kept for the same command, when a fault or a spent budget ends the run.
     """
     asked = read_prompts(settings.prompt, settings.prompts)
     expert = trios.find(settings)
     alpha = trios.alpha_of(settings, expert)
     trio = trios.load(settings, expert)
+    served = Writing(settings, trio, _content(settings, expert, alpha, asked)) if settings.base else None
     streams = len(asked) == 1 and not settings.compare
     with start(settings, "decode", alpha=alpha) as tracked:
+        out = settings.out or tracked.folder / "replies.jsonl"
         systems = ("base", "expert", "steered") if settings.compare else ("steered",)
         records: list[dict[str, Any]] = []
-        for system in systems:
-            records += write(settings, trio, expert, system, alpha, asked, stream=streams)
+        try:
+            for system in systems:
+                records += write(settings, trio, expert, system, alpha, asked, stream=streams, served=served)
+        except ProxytuneError:
+            if served:
+                finished = [row for s in systems for row in _records(settings, expert, s, alpha, asked, served.kept(s))]
+                write_jsonl(out, finished)
+                print(f"replies: {out} has the {len(finished)} that are finished", file=sys.stderr)
+            raise
         if settings.compare:
             show(asked, records)
         elif not streams and settings.out is None:
             _show_list(records)
-        out = settings.out or tracked.folder / "replies.jsonl"
         write_jsonl(out, records)
+        if served:
+            tracked.summary(served.measured)
+            served.journal.remove()
         columns = ["id", "prompt", "system", "alpha", "text"]
         tracked.table("generations", columns, [[_flat(row[column]) for column in columns] for row in records])
         tracked.use(expert.reference, "model", {"folder": str(expert.folder)})
@@ -62,26 +76,41 @@ def write(
     asked: Sequence[Prompt],
     *,
     stream: bool = False,
+    served: Writing | None = None,
 ) -> list[dict[str, Any]]:
     """The records of one system's replies, in the prompts' order."""
-    mixture = trios.mixtures(trio)[system]
     limits = trios.limits(settings, catalog.get(settings.task.name), trio.end_ids)
-    alphas, how = trios.alphas(settings, mixture, alpha), variant(settings.decode)
+    tokenizer, how = trio.tokenizers["base"], variant(settings.decode)
+    if served and system in served.systems:
+        alphas, answer = served.alphas(system, alpha), partial(served.run, system)
+    else:
+        mixture = trios.mixtures(trio)[system]
+        alphas, answer = trios.alphas(settings, mixture, alpha), build(mixture, tokenizer, settings.decode).run
     requests = [
         Request(trio.encode(row["prompt"]), limits, alphas, sampling(settings.decode, place), how)
         for place, row in enumerate(asked)
     ]
-    tokenizer = trio.tokenizers["base"]
     pieces = Pieces(limits, tokenizer)
 
     def show_piece(_: int, reply: Reply) -> None:
         print(pieces.next(reply), end="" if reply.finish_reason is None else "\n", flush=True)
 
-    replies: list[Reply | None] = [None] * len(asked)
-    found = build(mixture, tokenizer, settings.decode).run(requests, on_token=show_piece if stream else None)
-    for i, reply in found if stream else track(found, f"{system}: replies", len(asked)):
-        replies[i] = reply
+    found = answer(requests, on_token=show_piece if stream else None)
+    replies = dict(found if stream else track(found, f"{system}: replies", len(asked)))
+    return _records(settings, expert, system, alpha, asked, replies)
+
+
+def _records(
+    settings: DecodeStage,
+    expert: Expert,
+    system: str,
+    alpha: float,
+    asked: Sequence[Prompt],
+    replies: Mapping[int, Reply],
+) -> list[dict[str, Any]]:
     models = {"base": settings.base_ref.model, "expert": expert.reference, "anti": expert.manifest.anti.model}
+    if settings.base:
+        models["base"] = f"{settings.base.model or settings.base_ref.model} at {settings.base.url}"
     for number, (other, other_alpha) in enumerate(trios.held(settings), 2):
         models[f"expert{number}"] = f"{other.reference} at {other_alpha:g}"
     used = {"base": ("base",), "expert": ("expert",), "steered": tuple(models)}[system]
@@ -90,16 +119,30 @@ def write(
             "id": row["id"],
             "prompt": row["prompt"],
             "system": system,
-            "text": reply.text,
-            "token_ids": reply.token_ids,
+            "text": replies[place].text,
+            "token_ids": replies[place].token_ids,
             "alpha": alpha if system == "steered" else None,
-            "finish_reason": reply.finish_reason,
+            "finish_reason": replies[place].finish_reason,
             "models": {role: models[role] for role in used},
-            "seed": request.sampling.seed,
+            "seed": settings.decode.seed + place,
+            **certificate(replies[place]),
         }
-        for row, request, reply in zip(asked, requests, replies, strict=True)
-        if reply is not None
+        for place, row in enumerate(asked)
+        if place in replies
     ]
+
+
+def _content(settings: DecodeStage, expert: Expert, alpha: float, asked: Sequence[Prompt]) -> dict[str, Any]:
+    """All that decides what is said, the server aside."""
+    experts = [(expert, alpha), *trios.held(settings)]
+    return {
+        "asked": asked,
+        "experts": [[trios.weights_of(one), one.manifest.prompt_format, its_alpha] for one, its_alpha in experts],
+        "base": settings.base_ref.model_dump(),
+        "decode": settings.decode.content(),
+        "task": settings.task.model_dump(),
+        "dtype": settings.family.dtype,
+    }
 
 
 def read_prompts(prompt: str | None, prompts: str | None) -> list[Prompt]:

@@ -26,7 +26,7 @@ def run(settings: Demo) -> Found:
     _say(4, "the same prompts to the base, the expert and the steered base")
     _compare(settings)
     _say(5, "measure on test rows")
-    return evaluate.run(_part(Evaluate, settings, split="test", alpha=None))
+    return evaluate.run(_part(Evaluate, settings, split="test", alpha=None, alphas=[]))
 
 
 def _trained(settings: Demo, model: str) -> str:

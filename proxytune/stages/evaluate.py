@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import numpy as np
 
 from proxytune.decoding.mixture import Mixture
 from proxytune.evaluation import summary as summaries
-from proxytune.evaluation.points import Measure, Point, compute, keep, kept
-from proxytune.evaluation.summary import Scores
+from proxytune.evaluation.points import Measure, Named, Point, compute, keep, kept
+from proxytune.evaluation.summary import SCORES, Scores
+from proxytune.evaluation.system import System, of_trio
 from proxytune.experts.registry import Expert, Registry
-from proxytune.files import write_json
+from proxytune.files import write_json, write_jsonl
 from proxytune.models import prompts
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.local import LocalSource
 from proxytune.models.source import Term
-from proxytune.models.trio import Trio
 from proxytune.settings import Evaluate, ModelRef
 from proxytune.stages import trio as trios
 from proxytune.stages.start import start, warn
@@ -40,13 +41,18 @@ class Found:
 
 
 def run(settings: Evaluate) -> Found:
-    """Evaluate at one alpha, print the table, write summary.json and print its path last."""
+    """Evaluate, print the table, write summary.json and print its path last."""
     from proxytune.analysis import figures, tables
 
+    if settings.benchmark is not None:
+        from proxytune.stages import benchmark
+
+        return benchmark.run(settings)
     expert = trios.find(settings)
     alpha = trios.alpha_of(settings, expert)
+    alphas = sorted({alpha, *settings.alphas})
     with start(settings, "evaluate", tags_of(settings), alpha=alpha) as tracked:
-        found = summarise(settings, expert, measure(settings, expert, [alpha]), chosen=alpha, folder=tracked.folder)
+        found = summarise(settings, expert, measure(settings, expert, alphas), chosen=alpha, folder=tracked.folder)
         picture = tracked.folder / "comparison.png"
         figures.comparison(found.summary, picture)
         tables.console().print(tables.evaluation(found.summary))
@@ -63,16 +69,19 @@ def tags_of(settings: Evaluate) -> list[str]:
 
 def measure(settings: Evaluate, expert: Expert, alphas: Sequence[float]) -> Records:
     """Score every system, the steered one at each alpha; what was scored before is read, not computed again."""
-    return _points(settings, expert, _measure(settings, expert), alphas)
+    measured = _measure(settings, expert)
+    return points(settings, expert, measured, alphas, partial(_compute, settings, measured))
 
 
 def summarise(settings: Evaluate, expert: Expert, records: Records, *, chosen: float, folder: Path) -> Found:
     """The summary of records, judged at the chosen alpha, written into `folder`."""
     metric_name = catalog.get(settings.task.name).metric_name
+    scores = [_scores(system, alpha, rows, metric_name) for (system, alpha), rows in records.items()]
+    write_jsonl(folder / SCORES, [one.told() for one in scores])
     summary = summaries.build(
         settings.task.name,
         settings.family.name,
-        [_scores(system, alpha, rows, metric_name) for (system, alpha), rows in records.items()],
+        scores,
         expert=expert.reference,
         split=settings.split,
         chosen=chosen,
@@ -105,8 +114,17 @@ def _measure(settings: Evaluate, expert: Expert) -> Measure:
     )
 
 
-def _points(settings: Evaluate, expert: Expert, measured: Measure, alphas: Sequence[float]) -> Records:
-    """Read or compute the points of all systems. Models are loaded only if something is missing."""
+def points(
+    settings: Evaluate,
+    expert: Expert,
+    named: Named,
+    alphas: Sequence[float],
+    compute: Callable[[System, list[Point]], list[list[dict[str, Any]]]],
+) -> Records:
+    """Read or compute the points of all systems. Models are loaded only if something is missing.
+
+    compute(system, its missing points): the records of each, all of them in one pass.
+    """
     base = trios.base_identity(settings.base_ref).model_dump(include={"weights", "tokenizer"})
     small = expert.manifest.anti.model_dump(include={"weights", "tokenizer"}) | {
         "format": expert.manifest.prompt_format
@@ -119,44 +137,40 @@ def _points(settings: Evaluate, expert: Expert, measured: Measure, alphas: Seque
     found: Records = {}
     missing = []
     for point in wanted:
-        rows = kept(settings.outputs, measured, point)
+        rows = kept(settings.outputs, named, point)
         if rows is None:
             missing.append(point)
         found[point.system, point.alpha] = rows or []
     if missing:
         trio = trios.load(settings, expert)
-        for point, rows in _compute(settings, trio, measured, missing):
-            keep(settings.outputs, measured, point, rows)
-            found[point.system, point.alpha] = rows
+        for system in of_trio(trio, trios.mixtures(trio)):
+            mine = [point for point in missing if point.system == system.name]
+            for point, rows in zip(mine, compute(system, mine) if mine else [], strict=True):
+                keep(settings.outputs, named, point, rows)
+                found[point.system, point.alpha] = rows
     tuned = trios.tuned_base(settings, expert, settings.tuned)
     if tuned is not None:
         point = Point("tuned", None, {"base": base, "tuned": trios.weights_of(tuned)})
-        rows = kept(settings.outputs, measured, point)
+        rows = kept(settings.outputs, named, point)
         if rows is None:
-            parts = [measured.part(settings.outputs, point)] if settings.generate else []
-            rows = _tuned(settings, tuned, measured, parts)
-            keep(settings.outputs, measured, point, rows)
+            (rows,) = compute(_tuned(settings, tuned), [point])
+            keep(settings.outputs, named, point, rows)
         found["tuned", None] = rows
     return found
 
 
-def _compute(settings: Evaluate, trio: Trio, named: Measure, missing: list[Point]):
-    """Yield (point, records) for the missing points of a trio, all alphas in one scoring pass."""
-    asked = [trio.encode(row["prompt"]) for row in named.rows]
-    replies = [trio.encode_completion(row["prompt"], row["completion"]) for row in named.rows]
-    tokenizer = trio.tokenizers["base"]
-    ended = _ending(named, trio.end_ids)
-    for system, mixture in trios.mixtures(trio).items():
-        points = [point for point in missing if point.system == system]
-        if points:
-            alphas = [trios.alphas(settings, mixture, point.alpha or 0.0) for point in points]
-            parts = [named.part(settings.outputs, point) for point in points] if settings.generate else []
-            found = compute(ended, mixture, alphas, asked, replies, tokenizer, system, parts)
-            yield from zip(points, found, strict=True)
+def _compute(settings: Evaluate, measured: Measure, system: System, points: list[Point]):
+    """The records of one system's missing points, all alphas in one scoring pass."""
+    asked = [system.encode(row["prompt"]) for row in measured.rows]
+    replies = [system.encode_completion(row["prompt"], row["completion"]) for row in measured.rows]
+    ended = replace(measured, limits=replace(measured.limits, end_ids=system.end_ids))
+    alphas = [trios.alphas(settings, system.mixture, point.alpha or 0.0) for point in points]
+    parts = [measured.part(settings.outputs, point) for point in points] if settings.generate else []
+    return compute(ended, system.mixture, alphas, asked, replies, system.tokenizer, system.name, parts)
 
 
-def _tuned(settings: Evaluate, tuned: Expert, measured: Measure, parts: Sequence[Path]) -> list[dict[str, Any]]:
-    """The records of the directly tuned base: a single model with the format it was tuned with."""
+def _tuned(settings: Evaluate, tuned: Expert) -> System:
+    """The directly tuned base: a single model with the format it was tuned with."""
     files = trios.files_of(tuned)
     own = ModelRef(model=str(tuned.folder))
     model = (
@@ -167,16 +181,15 @@ def _tuned(settings: Evaluate, tuned: Expert, measured: Measure, parts: Sequence
     tokenizer, plain = load_tokenizer(own), load_tokenizer(settings.base_ref)
     vocabulary = trios.whole_vocabulary(tokenizer, model)
     end = prompts.end_of_turn(tokenizer) if files.prompt_format == "chat" else None
-    end_id = end if end is not None else tokenizer.eos_token_id
-    asked = [{"tuned": prompts.encode(row["prompt"], tokenizer, files.prompt_format)} for row in measured.rows]
-    replies = [prompts.encode_completion(row["prompt"], row["completion"], plain, end_id) for row in measured.rows]
-    mixture = Mixture(Term(LocalSource(model, vocabulary.size), "tuned"), vocabulary)
-    ending = _ending(measured, prompts.end_ids([tokenizer, plain], [model.generation_config]))
-    return compute(ending, mixture, [()], asked, replies, tokenizer, "tuned", parts)[0]
-
-
-def _ending(measured: Measure, end_ids: frozenset[int]) -> Measure:
-    return replace(measured, limits=replace(measured.limits, end_ids=end_ids))
+    return System(
+        name="tuned",
+        mixture=Mixture(Term(LocalSource(model, vocabulary.size), "tuned"), vocabulary),
+        tokenizer=tokenizer,
+        tokenizers={"tuned": tokenizer},
+        formats={"tuned": files.prompt_format},
+        end_ids=prompts.end_ids([tokenizer, plain], [model.generation_config]),
+        end_id=end if end is not None else tokenizer.eos_token_id,
+    )
 
 
 def _scores(system: str, alpha: float | None, rows: list[dict[str, Any]], metric_name: str) -> Scores:
@@ -215,7 +228,8 @@ def mirror(tracked, found: Found, expert: Expert) -> None:
 
 def _remember(settings: Evaluate, expert: Expert, summary: dict[str, Any]) -> None:
     """Keep with the expert what it did on held-out rows for the base it was measured with."""
-    steered = next(row for row in summary["rows"] if row["system"] == "steered")
+    rows = [row for row in summary["rows"] if row["system"] == "steered"]
+    steered = next(row for row in rows if row["alpha"] == summary["chosen"])
     scores = {key: steered[key] for key in ("alpha", "n", "loss")} | {steered["metric_name"]: steered["metric"]}
     Registry(settings.outputs / "registry").update(
         expert, scores={settings.split: scores | {"base": settings.base_ref.model}}

@@ -58,13 +58,13 @@ def alphas(settings: Steering, mixture: Mixture, alpha: float) -> tuple[float, .
 
 def load(settings: Steering, expert: Expert) -> Trio:
     experts = (expert, *(other for other, _ in held(settings)))
-    return _load(settings.base_ref, tuple(map(files_of, experts)), settings.family.dtype)
+    return _load(settings.base_ref, tuple(map(files_of, experts)), settings.family.dtype, settings.base is not None)
 
 
 # Jobs of a sweep share a process: a trio is loaded once.
 @lru_cache(maxsize=1)
-def _load(base: ModelRef, experts: tuple[ExpertFiles, ...], dtype: str) -> Trio:
-    return trios.load(base, experts, dtype)
+def _load(base: ModelRef, experts: tuple[ExpertFiles, ...], dtype: str, served: bool) -> Trio:
+    return trios.load(base, experts, dtype, served=served)
 
 
 @lru_cache(maxsize=4)
@@ -105,10 +105,16 @@ def whole_vocabulary(tokenizer, model) -> Vocabulary:
 
 
 def mixtures(trio: Trio) -> dict[str, Mixture]:
-    """The systems that are made of a trio's models, by name; the expert alone is the first."""
+    """The systems that are made of a trio's models, by name; the expert alone is the first expert.
+
+    With a base behind an API only the expert alone is one (stages/served.py has the others).
+    """
+    alone = Mixture(trio.pairs[0][0], trio.vocabulary)
+    if trio.local is None:
+        return {"expert": alone}
     return {
         "base": Mixture(trio.base, trio.vocabulary),
-        "expert": Mixture(trio.pairs[0][0], trio.vocabulary),
+        "expert": alone,
         "steered": Mixture(trio.base, trio.vocabulary, trio.pairs),
     }
 

@@ -23,6 +23,7 @@ from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary
 from proxytune.settings import Remote, load
 from proxytune.steering.choice import Sampling
+from proxytune.steering.variants import Variant
 from tests.decoding.tiny_models import END, SIZE, ByteTokenizer, mixture, model, source
 from tests.remote import faults
 from tests.remote.server import MODEL, Server
@@ -171,6 +172,31 @@ def test_an_end_before_its_time_is_not_said_and_stop_strings_cut():
     ]
 
 
+def test_banned_ids_are_not_said():
+    mix = mixture()
+    free = asked(4, (GREEDY, SAMPLED))
+    said = {token for reply in local(mix, free) for token in reply[:2]} - {END}
+    requests = [replace(request, limits=replace(request.limits, banned=frozenset(said))) for request in free]
+    with serving("sglang") as server:
+        replies = run(engine(server, mix, 10, chosen=60, drafts=2), requests)
+    assert said and not said & {token for reply in replies for token in reply.token_ids}
+    assert [reply.token_ids for reply in replies] == local(mix, requests)
+
+
+def test_replies_end_with_the_small_models_context():
+    requests = asked(4, (GREEDY,), Limits(9))
+    with serving("vllm") as server:
+        remote, here = engine(server, mixture(), 30, drafts=4), Engine(mixture(), ByteTokenizer())
+        remote.longest = here.longest = 10
+        found, expected = run(remote, requests), dict(here.run(requests))
+        assert [(r.token_ids, r.text, r.finish_reason) for r in found] == [
+            (expected[i].token_ids, expected[i].text, expected[i].finish_reason) for i in range(4)
+        ]
+        assert min(len(reply.token_ids) for reply in found) < 9
+        with pytest.raises(SettingsError, match="shorten the prompt"):
+            remote.submit(Request({role: [1] * 10 for role in ("base", "expert", "anti")}, Limits(3), (1.0,)))
+
+
 def test_what_is_not_certified_fails_where_that_is_asked_for():
     requests = asked(4, (HOT,))
     with serving("vllm") as server, pytest.raises(ModelError, match="is not certified"):
@@ -241,6 +267,9 @@ def test_nan_in_a_small_model_is_told_with_its_place():
     [
         (Request({"base": [1]}, Limits(3), (1.0,), Sampling(repetition_penalty=1.2)), "repetition_penalty"),
         (Request({"base": [1]}, Limits(3), ()), "alphas"),
+        (Request({"base": [1]}, Limits(3), (1.0,), variant=Variant(base_top_p=0.9)), "base_top_p"),
+        (Request({"base": [1]}, Limits(3), (1.0,), variant=Variant(alpha_by="position")), "alpha_by"),
+        (Request({"base": [1]}, Limits(3), (1.0,), logprobs=2), "log-probabilities"),
     ],
 )
 def test_what_cannot_be_certified_is_refused(request_, said):

@@ -22,6 +22,7 @@ from proxytune.evaluation.benchmarks import (
     triviaqa,
     truthfulqa_mc,
     truthfulqa_open,
+    weighed,
 )
 from proxytune.evaluation.benchmarks.benchmark import Rule, Verdict
 from proxytune.evaluation.benchmarks.report import report
@@ -40,7 +41,8 @@ def test_every_benchmark_is_named_as_in_the_catalog_and_has_its_settings():
     for name in catalog.names():
         benchmark = catalog.get(name)
         assert benchmark.name == name and benchmark.summary and benchmark.decoding.max_new_tokens > 0
-    assert {file.stem for file in (resource("conf") / "benchmark").glob("*.yaml")} == set(catalog.names())
+    files = {file.stem for file in (resource("conf") / "benchmark").glob("*.yaml")}
+    assert files == {*catalog.names(), *weighed.KINDS, "heldout_loss"}
 
 
 # GSM8K

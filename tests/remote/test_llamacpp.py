@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -62,42 +63,41 @@ def mixture() -> Mixture:
     return Mixture(base, Vocabulary(SIZE, (1,)), ((expert, anti),))
 
 
-def asked(sampling: Sampling) -> list[Request]:
+def asked(count: int, choices: tuple[Sampling, ...]) -> list[Request]:
+    """Prompts with the choices in turn, each with its own seed."""
     tokenizer = load_tokenizer(BASE)
     texts = ["def area(radius):\n    ", "The town of ", "What is 3 + ", "Once there was a ", "import os\n"]
     requests = []
-    for n in range(100):
+    for n in range(count):
         ids = tokenizer(f"{texts[n % 5]}{n}").input_ids
         roles = dict.fromkeys(("base", "expert", "anti"), ids)
-        choice = Sampling(sampling.temperature, top_p=sampling.top_p, seed=n)
-        requests.append(Request(roles, Limits(8, frozenset({END})), ((0.5, 1.0, 1.5)[n % 3],), choice))
+        choice = replace(choices[n % len(choices)], seed=n)
+        requests.append(Request(roles, Limits(8, frozenset({END})), ((0.5, 1.0, 1.5)[n // 3 % 3],), choice))
     return requests
 
 
-# Measured shares of certified tokens at k = 20 of 2,048: 0.998, 0.39, 0.49. Asking for more certifies the rest.
-@pytest.mark.parametrize(
-    ("sampling", "share"),
-    [(Sampling(), 0.98), (Sampling(0.8), 0.35), (Sampling(0.8, top_p=0.9), 0.45)],
-    ids=["greedy", "sampled", "nucleus"],
-)
-def test_of_20_scores_every_certified_token_is_the_local_loop_s(url, sampling, share):
-    requests, mix = asked(sampling), mixture()
+# Shares of certified tokens at k = 20 of 2,048, each over a third of the prompts. Asking for more certifies the rest.
+SHARES = {Sampling(): 0.95, Sampling(0.8): 0.3, Sampling(0.8, top_p=0.9): 0.4}
+
+
+def test_of_20_scores_every_certified_token_is_the_local_loop_s(url):
+    requests, mix = asked(100, tuple(SHARES)), mixture()
     tokenizer = load_tokenizer(BASE)
     local = dict(Engine(mix, tokenizer, batch_size=100).run(requests))
     engine = RemoteEngine(remote(url, 20), Abilities(20), mix.pairs, mix.vocabulary, tokenizer)
-    found = dict(engine.run(requests))
-    same = 0
-    for i, reply in found.items():
+    certain = {choice: [] for choice in SHARES}
+    for i, reply in engine.run(requests):
+        certain[replace(requests[i].sampling, seed=0)] += reply.certified
         for mine, certified, theirs in zip(reply.token_ids, reply.certified, local[i].token_ids, strict=False):
             assert mine == theirs or not certified
             if mine != theirs:
                 break
-            same += 1
-    assert engine.counts.certified_share >= share, (engine.counts, same)
+    found = {choice: sum(each) / len(each) for choice, each in certain.items()}
+    assert all(found[choice] >= share for choice, share in SHARES.items()), found
 
 
 def test_asking_for_more_where_needed_gives_the_local_text(url):
-    requests, mix = asked(Sampling(0.8))[:24], mixture()
+    requests, mix = asked(24, (Sampling(0.8),)), mixture()
     tokenizer = load_tokenizer(BASE)
     local = dict(Engine(mix, tokenizer, batch_size=24).run(requests))
     engine = RemoteEngine(remote(url, 100), Abilities(SIZE), mix.pairs, mix.vocabulary, tokenizer)

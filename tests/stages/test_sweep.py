@@ -52,7 +52,7 @@ def test_a_widened_sweep_computes_its_new_alphas_only(place, monkeypatch):
     before = points(place)
     scored = []
     compute = evaluate.compute
-    monkeypatch.setattr(evaluate, "compute", lambda *args: scored.append((args[-1], args[2])) or compute(*args))
+    monkeypatch.setattr(evaluate, "compute", lambda *args: scored.append((args[6], args[2])) or compute(*args))
     wide = run(place, alphas=[0.25, *ALPHAS, 2.0])
     assert scored == [("steered", [(0.25,), (2.0,)])]
     assert len(points(place) - before) == 2 and steered(first).items() <= steered(wide).items()

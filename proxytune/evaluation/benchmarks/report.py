@@ -36,7 +36,7 @@ def report(
     verdicts: of each row, one a sample; groups: of each row. `by_<kind>` holds n and the measures of each group. A
     measure that is not defined for every row (pass@10 of five samples) is left out; one without any weight is null.
     """
-    values = _values([benchmark.measure(row) for row in verdicts], groups, samples, seed)
+    values, by_group = summed([benchmark.measure(row) for row in verdicts], groups, samples, seed)
     flat = [verdict for row in verdicts for verdict in row]
     found: dict[str, Any] = {
         "benchmark": benchmark.name,
@@ -44,15 +44,24 @@ def report(
         "outputs": len(flat),
         "unparsed": sum(not verdict.parsed for verdict in flat),
         **(benchmark.counts(flat) if benchmark.counts else {}),
-        **_told({measure: value for (measure, kind, _), value in values.items() if not kind}),
+        **values,
         "level": LEVEL,
     }
+    return found | by_group
+
+
+def summed(
+    measured: Sequence[Measures], groups: Sequence[Mapping[str, str]], samples: int = SAMPLES, seed: int = 0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What rows come to: the measures with `intervals` and `over`; and the same of each group, under `by_<kind>`."""
+    values = _values(measured, groups, samples, seed)
+    found = {}
     for kind in dict.fromkeys(kind for group in groups for kind in group):
         found[f"by_{kind}"] = {
             name: {"n": count} | _told({m: value for (m, *its), value in values.items() if its == [kind, name]})
             for name, count in Counter(group[kind] for group in groups if kind in group).items()
         }
-    return found
+    return _told({measure: value for (measure, kind, _), value in values.items() if not kind}), found
 
 
 def _told(values: Mapping[str, Value]) -> dict[str, Any]:

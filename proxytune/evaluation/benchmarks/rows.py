@@ -15,13 +15,14 @@ from proxytune.tasks import hub as hubs
 from proxytune.tasks import rowfiles
 
 SEED = 42  # the paper's, wherever it draws
+INSTEAD = "set benchmark.rows to a file of the public release"
 SHOWN = 3  # bad rows that are named; of the others only their number is told
 _READERS = {".jsonl": rowfiles._jsonl, ".csv": rowfiles._csv}
 
 
 def load(benchmark: Benchmark, path: Path | None, revision: str | None = None, seed: int = SEED) -> list[Row]:
     """All rows that the benchmark asks, in the release's order. Raises DataError."""
-    raws = read(path) if path else _from_hub(benchmark, revision)
+    raws = read(path) if path else from_hub(benchmark.hub, revision, benchmark.name)
     source = str(path) if path else f"{benchmark.hub.path} on the hub" if benchmark.hub else ""
     rng = random.Random(seed)
     rows, bad = [], []
@@ -99,16 +100,16 @@ def _lines(folder: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{file.name}, line {number}", {"file": file.stem, "text": line, "line": number}
 
 
-def _from_hub(benchmark: Benchmark, revision: str | None) -> Iterator[tuple[str, Any]]:
-    instead = "set benchmark.rows to a file of the public release"
-    if benchmark.hub is None:
-        raise DataError(f"the rows of {benchmark.name} are not on the hub", instead)
-    hubs._check_reachable(benchmark.hub.path)
+def from_hub(hub: Hub | None, revision: str | None, name: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a public set. Raises DataError where they cannot be had."""
+    if hub is None:
+        raise DataError(f"the rows of {name} are not on the hub", INSTEAD)
+    hubs._check_reachable(hub.path)
     try:
-        found = _dataset(benchmark.hub, revision)
+        found = _dataset(hub, revision)
     except Exception as error:  # the library, its HTTP client and its file formats share no base
         told = f"{type(error).__name__}: {str(error)[:200]}"
-        raise DataError(f"cannot read {benchmark.hub.path} from the hub: {told}", instead) from error
+        raise DataError(f"cannot read {hub.path} from the hub: {told}", INSTEAD) from error
     return ((f"row {number}", row) for number, row in enumerate(found, 1))
 
 

@@ -29,6 +29,17 @@ def judge(benchmark: Benchmark, asked: Asked, chosen: settings.Benchmark) -> Jud
             return _prefer(benchmark.judge, asked, chosen.judge)
 
 
+def worth_keeping(benchmark: Benchmark) -> bool:
+    """Whether verdicts cost time; a judge behind an API keeps its own answers, and what failed is asked again."""
+    return isinstance(benchmark.judge, (Program, Classifier))
+
+
+def content(chosen: settings.Benchmark) -> dict[str, Any]:
+    """What verdicts depend on, beside outputs and references."""
+    asked = chosen.model_dump(mode="json", include={"sandbox", "python", "cpu_seconds"})
+    return asked | {"judge": chosen.judge.model_dump(mode="json", include={"models", "url", "template"})}
+
+
 def refuse_code(benchmark: Benchmark, chosen: settings.Benchmark) -> None:
     """Nothing is run that the user did not allow to run."""
     if isinstance(benchmark.judge, Program) and not chosen.allow_code:

@@ -1,0 +1,189 @@
+"""A model of the lm-evaluation-harness: a base steered by registered experts, through the same engine as everywhere.
+
+    lm_eval --model proxytune --model_args expert=code@best,alpha=0.6,base=meta-llama/Llama-3.1-70B --tasks arc_easy
+
+Releases of lm_eval up to 0.4.13 do not look for models in other packages. With those the same command line is given to
+`python -m proxytune.evaluation.harness` instead of `lm_eval`.
+
+base, anti and a plain expert read the harness's context as it is; an expert that was tuned on chats reads it as a turn
+of the user. With --apply_chat_template each model reads the chat by its own template, and as plain text where it has
+none. Probabilities are over the ids that all models share, so a head with more rows than that gives a little less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from proxytune import api
+from proxytune.decoding.engine import Engine
+from proxytune.decoding.request import Limits, Request
+from proxytune.decoding.scoring import Given, scored
+from proxytune.models.prompts import encode, plain_text
+from proxytune.steering.choice import Sampling
+from proxytune.tracking.progress import track
+
+BATCH = 32
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@register_model("proxytune")
+class Proxytune(TemplateLM):
+    """expert, alpha: several are joined by `+`. base: None takes the one of the expert's family. max_length: of prompt
+    and reply in tokens; None takes what the models read. The harness's own arguments for other models are refused.
+    """
+
+    def __init__(
+        self,
+        expert: str,
+        alpha: float | str | None = None,
+        base: str | None = None,
+        outputs: str | Path = "outputs",
+        dtype: str = "auto",
+        batch_size: int | str | None = None,
+        max_length: int | None = None,
+        drafter: str = "expert",
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ):
+        super().__init__()
+        alphas = None if alpha is None else [float(part) for part in str(alpha).split("+")]
+        self.batch_size = int(batch_size or 0) if str(batch_size or "").isdigit() else BATCH
+        experts = str(expert).split("+")
+        self.steered = api.load(
+            experts, base, alpha=alphas, outputs=outputs, dtype=dtype, batch_size=self.batch_size, drafter=drafter
+        )
+        self.trio, self.mixture = self.steered.trio, self.steered.mixture
+        self.tokenizer = self.steered.tokenizer
+        self._device = self.mixture.base.source.device
+        known = [getattr(term.source, "longest", None) for term in self.mixture.terms]
+        self.max_length = max_length or min((n for n in known if n), default=2048)
+        self.chats: dict[str, dict[str, str]] = {}
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return bos if bos is not None else self.eot_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        return self._ids(self.tokenizer, string, add_special_tokens)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The chat as the base reads it. How the others read it is remembered by that text."""
+        texts = {
+            role: tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+            if tokenizer.chat_template
+            else plain_text(chat_history)
+            for role, tokenizer in self.trio.tokenizers.items()
+        }
+        self.chats[texts["base"]] = texts
+        return texts["base"]
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        found = []
+        for (text,) in (request.args for request in requests):
+            windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+            parts = [(("", ""), *make_disjoint_window(window)) for window in windows]
+            found.append(sum(nats for nats, _ in self._loglikelihood_tokens(parts, disable_tqdm=True)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), found[-1])
+        return found
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        asked = []
+        for place, (context, given) in enumerate(request.args for request in requests):
+            how: dict[str, Any] = dict(normalize_gen_kwargs(given))
+            room = self.max_length - how["max_gen_toks"]
+            assert room > 0, f"{how['max_gen_toks']} tokens are to be written and the models have {self.max_length}"
+            prompts = {role: ids[-room:] for role, ids in self._prompts(context).items()}
+            chosen = {name: how[name] for name in SAMPLING if how.get(name) is not None}
+            stops = tuple(stop for stop in how["until"] if stop)
+            limits = Limits(how["max_gen_toks"], self.trio.end_ids, stops)
+            asked.append(Request(prompts, limits, self.steered.alphas, Sampling(**chosen, seed=place)))
+        engine = Engine(self.mixture, self.tokenizer, batch_size=self.batch_size, drafter=self.steered.drafter)
+        found = dict(track(engine.run(asked), "replies", len(asked)))
+        for place, request in enumerate(requests):
+            self.cache_hook.add_partial("generate_until", request.args, found[place].text)
+        return [found[place].text for place in range(len(asked))]
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether greedy decoding says it) of each continuation."""
+        given = [self._given(context, ids, reply) for (context, _), ids, reply in requests]
+        order = sorted(range(len(given)), key=lambda i: -len(given[i].prompts["base"]) - len(given[i].completion))
+        found: dict[int, tuple[float, bool]] = {}
+        batches = -(-len(order) // self.batch_size)
+        places = (order[at * self.batch_size : (at + 1) * self.batch_size] for at in range(batches))
+        for batch in places if disable_tqdm else track(places, "likelihoods", batches):
+            for i, told in zip(batch, self._weigh([given[i] for i in batch]), strict=True):
+                found[i] = told
+                if requests[i][0] != ("", ""):
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], told)
+        return [found[i] for i in range(len(given))]
+
+    @torch.inference_mode()
+    def _weigh(self, batch: Sequence[Given]) -> Iterator[tuple[float, bool]]:
+        for row, scores in zip(batch, scored(self.mixture, batch), strict=True):
+            steered_TV = self.mixture.combine(scores, self.steered.alphas)
+            wanted_T1 = torch.tensor(list(row.completion), device=steered_TV.device)[:, None]
+            logs_T = steered_TV.log_softmax(-1).gather(-1, wanted_T1)[:, 0]
+            yield float(logs_T.sum()), bool((steered_TV.argmax(-1) == wanted_T1[:, 0]).all())
+
+    def _given(self, context: str, ids: list[int], reply: list[int]) -> Given:
+        """The harness's own ids for the base; what does not fit is cut on the left, as its own models do."""
+        found = self._prompts(context, trimmed=True) if context.strip() else dict.fromkeys(self.trio.tokenizers, ids)
+        prompts = {**found, "base": ids}
+        room = max(1, self.max_length + 1 - len(reply))
+        return Given({role: own[-room:] for role, own in prompts.items()}, reply)
+
+    def _prompts(self, context: str, *, trimmed: bool = False) -> dict[str, list[int]]:
+        """What each role reads of a context: a chat that was put into templates here, or a text.
+
+        trimmed: without spaces at the end, which the harness moves to the continuation.
+        """
+        chat = next((text for text in self.chats if context.startswith(text)), None)
+        found = {}
+        for role, tokenizer in self.trio.tokenizers.items():
+            text = context if chat is None else self.chats[chat][role] + context[len(chat) :]
+            text = text.rstrip() if trimmed else text
+            if chat is None and self.trio.formats[role] == "chat":
+                found[role] = encode(text, tokenizer, "chat")
+            else:
+                found[role] = self._ids(tokenizer, text, None)
+        return found
+
+    @staticmethod
+    def _ids(tokenizer, text: str, special: bool | None) -> list[int]:
+        """With the tokenizer's own special tokens, unless the text begins with one already."""
+        bos = tokenizer.bos_token
+        special = (not (bos and text.startswith(bos))) if special is None else special
+        return tokenizer.encode(text, add_special_tokens=special)
+
+
+def main() -> None:
+    """lm_eval's own command line, with this model registered."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The routes: OpenAI's, the page's and the operator's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxytune.errors import ProxytuneError
+from proxytune.serving import guard, metrics
+from proxytune.serving.loop import Loop
+from proxytune.serving.metrics import Metrics
+from proxytune.serving.protocol import Chat, Completion, Refused, Tokenize
+from proxytune.serving.served import Served
+from proxytune.serving.writing import Server, refusal
+
+PAGE = Path(__file__).parent / "page"
+FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+POLICY = "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+class Gate:
+    """Before any route: the key is looked at, and answers are counted."""
+
+    def __init__(self, app: ASGIApp, key: str | None, metrics: Metrics):
+        self.app, self.key, self.metrics = app, key, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self.metrics.requests[route, message["status"]] += 1
+            await send(message)
+
+        try:
+            guard.check(Headers(scope=scope), self.key)
+        except Refused as error:
+            return await refused(error)(scope, receive, counted)
+        await self.app(scope, receive, counted)
+
+
+def app(served: Served, loop: Loop, *, key: str | None, max_body: int) -> FastAPI:
+    """The application; its end ends the loop."""
+    server = Server(served, loop, max_body, Metrics(), int(time.time()))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI):
+        yield
+        await asyncio.to_thread(loop.close)
+
+    api = FastAPI(title="proxytune", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    api.state.name, api.state.loop = served.steered, loop
+    routes(api, server)
+    api.add_middleware(Gate, key=key, metrics=server.metrics)
+
+    @api.exception_handler(HTTPException)
+    async def unknown(http: Request, error: HTTPException) -> Response:
+        return refused(Refused(error.status_code, f"{http.method} {http.url.path}: {error.detail}"))
+
+    @api.exception_handler(Refused)
+    async def told(http: Request, error: Refused) -> Response:
+        return refused(error)
+
+    @api.exception_handler(ProxytuneError)
+    @api.exception_handler(Exception)
+    async def failed(http: Request, error: Exception) -> Response:
+        return refused(refusal(error))
+
+    return api
+
+
+def refused(error: Refused) -> JSONResponse:
+    headers = {401: {"WWW-Authenticate": 'Basic realm="proxytune"'}, 429: {"Retry-After": "1"}}
+    return JSONResponse(error.body(), error.status, headers.get(error.status))
+
+
+def routes(api: FastAPI, server: Server) -> None:
+    @api.get("/v1/models")
+    async def models():
+        return {"object": "list", "data": server.served.cards(server.created)}
+
+    @api.get("/v1/models/{model}")
+    async def model(model: str):
+        server.served.mixture(model)
+        return next(card for card in server.served.cards(server.created) if card["id"] == model)
+
+    @api.post("/v1/completions")
+    async def completions(http: Request):
+        return await server.generate(http, Completion)
+
+    @api.post("/v1/chat/completions")
+    async def chat(http: Request):
+        return await server.generate(http, Chat)
+
+    @api.post("/tokenize")
+    async def tokenize(http: Request):
+        body = await server.body(http, Tokenize)
+        ids = (await asyncio.to_thread(server.served.read, body.text))["base"]
+        longest = server.served.longest(body.model or "base")
+        return {"count": len(ids), "max_model_len": longest, "tokens": ids}
+
+    @api.get("/health")
+    async def health():
+        if not server.loop.alive:
+            raise Refused(503, "the engine has stopped", code="engine_stopped")
+        return {"status": "ok"}
+
+    @api.get("/metrics")
+    async def told_metrics():
+        return Response(server.metrics.text(server.loop), media_type=metrics.CONTENT_TYPE)
+
+    for path, name in FILES.items():
+        api.get(path)(page_file(name))
+
+
+def page_file(name: str):
+    async def file():
+        return FileResponse(PAGE / name, headers=HEADERS)
+
+    return file

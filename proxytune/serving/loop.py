@@ -1,0 +1,185 @@
+"""The thread that runs the engines: requests come in from any thread, and what becomes of them is handed back.
+
+Only this thread touches an engine. A request waits, is written and ends here; one that is cancelled frees its place
+before the next round. An engine that fails ends its own requests with what went wrong, and is made anew.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+
+from proxytune.decoding.engine import Engine
+from proxytune.decoding.request import Reply, Request, TokenLogprobs
+from proxytune.decoding.streaming import Pieces
+
+
+class Busy(Exception):
+    """As many requests wait as may."""
+
+
+class Closed(Exception):
+    """The server is shutting down."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a reply gained: final text, and its new ids with their log-probabilities where asked for.
+
+    finish_reason as in `Reply`; error ends a reply that could not be written.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: str | None = None
+    error: Exception | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+@dataclass(eq=False)
+class Job:
+    """A request of one engine. `deliver` is called on the loop's thread: with every gain, or not streamed with all."""
+
+    engine: str
+    request: Request
+    deliver: Callable[[Update], None]
+    streams: bool
+    handle: int | None = None
+    ended: bool = False
+    pieces: Pieces | None = None
+    given: int = 0
+
+    def gain(self, reply: Reply) -> Update | None:
+        """What the reply gained since the last call; None where nobody wants to know yet."""
+        if not (self.streams or reply.finish_reason):
+            return None
+        assert self.pieces is not None
+        given, self.given = self.given, len(reply.token_ids)
+        new, told = tuple(reply.token_ids[given:]), tuple(reply.logprobs[given:])
+        return Update(self.pieces.next(reply), new, told, reply.finish_reason)
+
+
+class Loop:
+    """engines: how each is made, by name. queue: how many requests may wait for a place in an engine."""
+
+    def __init__(self, engines: Mapping[str, Callable[[], Engine]], queue: int):
+        self.makers = engines
+        self.engines = {name: make() for name, make in engines.items()}
+        self.capacity = {name: engine.batch_size + queue for name, engine in self.engines.items()}
+        self.jobs: dict[str, dict[int, Job]] = {name: {} for name in engines}  # the thread's own
+        self.open = dict.fromkeys(engines, 0)  # requests that have not ended, under the lock
+        self.cancelled = 0
+        self.failures = 0
+        self.lock = Lock()
+        self.closed = False
+        self.inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.thread = Thread(target=self._run, name="proxytune-engine", daemon=True)
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive() and not self.closed
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take all of these or, raising Busy or Closed, none."""
+        with self.lock:
+            if self.closed:
+                raise Closed
+            asked = {name: sum(job.engine == name for job in jobs) for name in self.engines}
+            if any(count and self.open[name] + count > self.capacity[name] for name, count in asked.items()):
+                raise Busy
+            for name, count in asked.items():
+                self.open[name] += count
+        for job in jobs:
+            self.inbox.put(partial(self._start, job))
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Nobody waits for these any more; those that have ended are let be."""
+        for job in jobs:
+            self.inbox.put(partial(self._cancel, job))
+
+    def close(self) -> None:
+        """End every request that is left, and the thread."""
+        with self.lock:
+            self.closed = True
+        self.inbox.put(None)
+        self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            with self.lock:
+                self.closed = True
+            for jobs in self.jobs.values():
+                for job in list(jobs.values()):
+                    self._end(job, Closed())
+            while not self.inbox.empty():
+                if message := self.inbox.get():
+                    message()
+
+    def _work(self) -> None:
+        while True:
+            busy = [name for name, engine in self.engines.items() if engine.busy]
+            try:
+                message = self.inbox.get(block=not busy)
+            except Empty:
+                for name in busy:
+                    self._step(name)
+                continue
+            if message is None:
+                return
+            message()
+
+    def _start(self, job: Job) -> None:
+        if self.closed:
+            return self._end(job, Closed())
+        engine = self.engines[job.engine]
+        try:
+            job.handle = engine.submit(job.request)
+        except Exception as error:
+            return self._end(job, error)
+        job.pieces = Pieces(job.request.limits, engine.tokenizer)
+        self.jobs[job.engine][job.handle] = job
+
+    def _cancel(self, job: Job) -> None:
+        if not job.ended:
+            assert job.handle is not None  # its start came before, in the same queue
+            self.engines[job.engine].cancel(job.handle)
+            self.cancelled += 1
+            self._end(job)
+
+    def _step(self, name: str) -> None:
+        jobs = self.jobs[name]
+        try:
+            for handle, reply in self.engines[name].step():
+                job = jobs[handle]
+                update = job.gain(reply)
+                if update and update.last:
+                    self._end(job)
+                if update:
+                    job.deliver(update)
+        except Exception as error:
+            self.failures += 1
+            traceback.print_exception(error)
+            for job in list(jobs.values()):
+                self._end(job, error)
+            self.engines[name] = self.makers[name]()
+
+    def _end(self, job: Job, error: Exception | None = None) -> None:
+        """Count a request as done; with an error, tell its owner."""
+        job.ended = True
+        if job.handle is not None:
+            self.jobs[job.engine].pop(job.handle, None)
+        with self.lock:
+            self.open[job.engine] -= 1
+        if error is not None:
+            job.deliver(Update(error=error))

@@ -1,0 +1,93 @@
+"""Memory that a trio will take against what is there, reckoned from the headers of its files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from proxytune.errors import ModelError
+from proxytune.models.described import BYTES, Described
+from proxytune.settings import ModelRef, Steering
+from proxytune.stages import trio as trios
+from proxytune.tasks import catalog
+
+PROMPT = 512  # tokens of a prompt, where keys and values are reckoned
+QUANTISED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a number
+
+
+def told(
+    settings: Steering,
+    refs: Mapping[str, ModelRef],
+    described: Mapping[str, Described],
+    adapters: Mapping[str, tuple[str, bool]],
+) -> Iterator[str]:
+    """A line for each model, and the sum. adapters: the role of an adapter's model, and whether it is merged into it.
+
+    Raises ModelError where it does not fit.
+    """
+    needed: dict[str, float] = defaultdict(float)
+    rows = settings.base.in_flight if settings.base else settings.decode.batch_size
+    tokens = PROMPT + trios.limits(settings, catalog.get(settings.task.name)).max_new_tokens
+    for role, ref in refs.items():
+        found = described[role]
+        if role == "base" and settings.base is not None:
+            yield f"base: at {settings.base.url}; nothing of it is loaded here"
+        elif not found.parameters:
+            yield f"{role}: not known, there are no safetensors headers to be had"
+        else:
+            device, size, name = _placed(settings, ref, found)
+            under, merged = adapters.get(role, (role, False))
+            numbers = found.parameters + (described[under].parameters if merged else 0)
+            own = described[under].token_bytes(4 if name == "float32" else 2)
+            cache = rows * tokens * own
+            needed[device] += numbers * size + cache
+            kept = f" and {_spoken(cache)} of keys and values" if cache else ""
+            stored = f"stored as {found.dtype}, " if found.dtype else ""
+            yield f"{role}: {numbers:,} numbers, {stored}{name} here: {_spoken(numbers * size)}{kept}"
+    for device, wanted in needed.items():
+        there = _free(device)
+        if there is None:
+            yield f"together {_spoken(wanted)}; how much is free on this {device} cannot be told"
+        elif wanted > there:
+            raise ModelError(
+                f"together {_spoken(wanted)} are needed on the {device} and {_spoken(there)} are free",
+                "family.dtype=bfloat16, a smaller decode.batch_size or base, or a base behind an API (base=)",
+            )
+        else:
+            have = f"{_spoken(there)} free on the {device}"
+            yield f"together {_spoken(wanted)} of {have}, for {rows} rows of {tokens} tokens"
+
+
+def _placed(settings: Steering, ref: ModelRef, found: Described) -> tuple[str, float, str]:
+    """(device, bytes of a number, what it is called) once loaded."""
+    import torch
+
+    device = ref.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = "cpu" if device == "cpu" else "GPU"
+    dtype = settings.family.dtype
+    if dtype == "auto":
+        dtype = "float32" if kind == "cpu" else found.dtype or "F16"
+    if ref.quantization:
+        return kind, QUANTISED[ref.quantization], ref.quantization
+    return kind, BYTES.get(dtype, 2), dtype
+
+
+def _free(device: str) -> float | None:
+    if device != "cpu":
+        import torch
+
+        return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    with suppress(OSError, LookupError, ValueError):  # Linux alone tells
+        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(told["MemAvailable"].split()[0]) * 1024
+    return None
+
+
+def _spoken(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

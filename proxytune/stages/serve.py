@@ -1,0 +1,115 @@
+"""A trio behind the OpenAI API until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from proxytune.decoding.engine import build
+from proxytune.errors import SettingsError
+from proxytune.experts.registry import Expert
+from proxytune.settings import Serve
+from proxytune.stages import trio as trios
+from proxytune.stages.start import start
+from proxytune.tasks import catalog
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+def run(settings: Serve) -> None:
+    """Serve until SIGTERM or Ctrl-C; replies under way are finished first, for at most `drain_seconds`.
+
+    What cannot be is told before a model is loaded: a missing library, a host without a key, a port that is taken.
+    """
+    for library in ("fastapi", "uvicorn"):
+        if find_spec(library) is None:
+            raise SettingsError(f"{library} is not installed", "pip install 'proxytune[serve]'")
+    from proxytune.serving import guard
+
+    key = guard.key_of(os.environ, settings.host)
+    with listening(settings.host, settings.port) as listener:
+        expert = trios.find(settings)
+        with start(settings, "serve", alpha=trios.alpha_of(settings, expert)) as tracked:
+            tracked.use(expert.reference, "model", {"folder": str(expert.folder)})
+            app = assemble(settings, expert, key)
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"proxytune: serving {app.state.name} at http://{shown}:{port}", file=sys.stderr, flush=True)
+            answer(app, listener, settings.drain_seconds)
+
+
+def assemble(settings: Serve, expert: Expert, key: str | None = None) -> FastAPI:
+    """The application: models loaded, engines running."""
+    from proxytune.serving import api
+    from proxytune.serving.loop import Loop
+    from proxytune.serving.served import Guide, Served
+
+    names = [settings.expert, *(steer.expert for steer in settings.steering[1:])]
+    experts = [(expert, trios.alpha_of(settings, expert)), *trios.held(settings)]
+    served = Served(
+        trio=trios.load(settings, expert),
+        guides=tuple(Guide(name, e.reference, a) for name, (e, a) in zip(names, experts, strict=True)),
+        decode=settings.decode,
+        tokens=min(settings.max_tokens, trios.limits(settings, catalog.get(settings.task.name)).max_new_tokens),
+        max_tokens=settings.max_tokens,
+    )
+    engines = {
+        name: partial(build, mixture, served.tokenizer, settings.decode) for name, mixture in served.mixtures.items()
+    }
+    return api.app(served, Loop(engines, settings.queue), key=key, max_body=settings.max_body_bytes)
+
+
+def answer(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
+    """Run the application on a socket. A second Ctrl-C does not wait."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # a line for each request is what /metrics is for, and a query could hold a key
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=math.ceil(drain_seconds) + 5,  # for connections that read nothing
+    )
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        ending = asyncio.create_task(end())
+        await server.serve(sockets=[listener])
+        ending.cancel()
+
+    async def end() -> None:
+        while not server.should_exit:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(drain_seconds)
+        await asyncio.to_thread(app.state.loop.close)  # tells those who still wait
+
+    # uvicorn raises the signal that ended it once more, and an end that was asked for is no failure
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        asyncio.run(serve())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def listening(host: str, port: int) -> Generator[socket.socket]:
+    """A socket at host and port; port 0 takes a free one."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        what = f"cannot listen at {host} port {port}: {error.strerror or error}"
+        raise SettingsError(what, "give another port, or port=0 for any that is free") from error
+    with listener:
+        yield listener

@@ -1,0 +1,109 @@
+"""A base behind an API as part of a trio: the server is tried first, and what it finished is kept from its faults."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from proxytune.decoding.remote import CertifiedReply, RemoteEngine
+from proxytune.decoding.request import Reply, Request
+from proxytune.files import Journal, hash_json
+from proxytune.models.dialects import dialect
+from proxytune.models.probe import Probe, probe
+from proxytune.models.remote import RemoteBase
+from proxytune.models.trio import Trio
+from proxytune.settings import Remote, Steering
+from proxytune.stages import trio as trios
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that was tried, and what it was found to do. Its budget lasts as long as this does."""
+
+    base: RemoteBase
+    probe: Probe
+
+    def engine(self, trio: Trio, prefill_tokens: int = 8192) -> RemoteEngine:
+        tokenizer = trio.tokenizers["base"]
+        return RemoteEngine(
+            self.base, self.probe.abilities, trio.pairs, trio.vocabulary, tokenizer, prefill_tokens=prefill_tokens
+        )
+
+
+def reach(remote: Remote, tokenizer, vocabulary: int) -> Served:
+    """Try the server. vocabulary: ids that the trio shares. Raises ModelError naming the test that it failed."""
+    texts = {i: tokenizer.decode([i]) for i in range(vocabulary)} if remote.name == "openai" else None
+    base = RemoteBase(remote, dialect(remote.name, texts))
+    return Served(base, asyncio.run(probe(base, tokenizer, vocabulary)))
+
+
+class Writing:
+    """One decoding with a base behind an API. Each finished reply is written down, and not asked for a second time.
+
+    content: all that decides the certified tokens, the server aside; the journal is named by its hash.
+    """
+
+    systems = ("base", "steered")
+
+    def __init__(self, settings: Steering, trio: Trio, content: Any):
+        assert settings.base is not None
+        self.settings, self.remote, self.trio = settings, settings.base, trio
+        self.served = reach(self.remote, trio.tokenizers["base"], trio.vocabulary.size)
+        self.measured: dict[str, float] = {}
+        server = {"name": self.remote.name, "url": self.remote.url, "model": self.remote.model}
+        self.journal = Journal(settings.outputs / "cache" / "replies" / f"{hash_json([server, content])[:16]}.jsonl")
+
+    def alphas(self, system: str, alpha: float) -> tuple[float, ...]:
+        others = (other for _, other in trios.held(self.settings))
+        return (0.0,) * len(self.trio.pairs) if system == "base" else (alpha, *others)
+
+    def kept(self, system: str) -> dict[int, CertifiedReply]:
+        """By place. A reply with marked tokens counts only where the same ones would be given again."""
+        same = None if self.remote.require_certified else self.remote.top
+        return {
+            row["place"]: CertifiedReply(**row["reply"])
+            for row in self.journal.rows
+            if row["system"] == system and (row["top"] == same or all(row["reply"]["certified"]))
+        }
+
+    def run(
+        self, system: str, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None
+    ) -> Iterator[tuple[int, CertifiedReply]]:
+        """Like an engine's: (place, finished reply), those that are kept first. Tells on stderr what it took."""
+        kept = self.kept(system)
+        for place, reply in kept.items():
+            if on_token:
+                on_token(place, reply)
+            yield place, reply
+        left = [place for place in range(len(requests)) if place not in kept]
+        engine = self.served.engine(self.trio, self.settings.decode.prefill_tokens)
+        try:
+            for i, reply in engine.run([requests[place] for place in left], on_token):
+                row = {"system": system, "place": left[i], "top": self.remote.top, "reply": asdict(reply)}
+                self.journal.append(row)
+                self.journal.rows.append(row)
+                yield left[i], reply
+        finally:
+            self._tell(system, engine, len(kept))
+
+    def _tell(self, system: str, engine: RemoteEngine, kept: int) -> None:
+        counts, spent = engine.counts, self.served.base.spent
+        parts = [f"{kept} replies were kept from before"] if kept else []
+        if counts.tokens:
+            share, calls = counts.certified / counts.tokens, counts.calls / counts.tokens
+            self.measured |= {f"{system}/certified": share, f"{system}/calls_per_token": calls}
+            parts += [f"{share:.1%} of {counts.tokens:,} tokens certified", f"{calls:.2f} calls a token"]
+        parts += [f"{spent.requests:,} requests ({spent.retries:,} retries) and {spent.tokens:,} tokens sent in all"]
+        print(f"{system}: {', '.join(parts)}", file=sys.stderr)
+
+
+def certificate(reply: Reply) -> dict[str, Any]:
+    """What a record says of a reply with a base behind an API: the share of certified tokens, which are not, calls."""
+    if not isinstance(reply, CertifiedReply):
+        return {}
+    marked = [place for place, certain in enumerate(reply.certified) if not certain]
+    share = 1 - len(marked) / len(reply.certified) if reply.certified else 1.0
+    return {"certified": share, "marked": marked, "calls": reply.calls}

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import cli
+from proxytune.errors import DataError
+from proxytune.evaluation.compare import Group, compare, mcnemar, read
+from proxytune.evaluation.intervals import mean_interval
+from proxytune.evaluation.summary import Scores, build
+from proxytune.files import write_json, write_jsonl
+
+N = 120
+RANDOM = np.random.default_rng(3)
+DIFFICULTY = RANDOM.random(N)
+
+
+def hits(skill: float, seed: int = 0) -> np.ndarray:
+    """Rows answered rightly: hard rows are hard for everybody."""
+    return (DIFFICULTY + np.random.default_rng(seed).normal(0, 0.1, N) < skill).astype(float)
+
+
+def run(
+    folder: Path, *, alpha: float = 1.0, ids=None, task: str = "gsm8k", metric: str = "exact_match", **right
+) -> Path:
+    """A run's folder: of each system the rows that it had right."""
+    ids = ids or [f"test-{i}" for i in range(N)]
+    scores = [
+        Scores(name, alpha if name == "steered" else None, None, None, rows, metric, list(ids))
+        for name, rows in right.items()
+    ]
+    made = build(task, "tiny", scores, expert="x@v1", split="test", samples=50)
+    write_jsonl(folder / "scores.jsonl", [one.told() for one in scores])
+    write_json(folder / "summary.json", made)
+    return folder
+
+
+def table(*groups: Group, samples: int = 400):
+    return compare(groups, samples=samples)
+
+
+def difference(found, of: str, against: str) -> dict:
+    return next(one for one in found["differences"] if (one["of"]["run"], one["against"]["run"]) == (of, against))
+
+
+def test_runs_on_the_same_rows_are_paired(tmp_path):
+    good = Group("good", [read(run(tmp_path / "a", base=hits(0.3), steered=hits(0.62)))])
+    better = Group("better", [read(run(tmp_path / "b", base=hits(0.3), steered=hits(0.7)) / "summary.json")])
+    found = table(good, better)
+    between = difference(found, "better", "good")
+    assert between["paired_rows"] == N and between["value"] == pytest.approx((hits(0.7) - hits(0.62)).mean())
+    other = read(run(tmp_path / "c", ids=[f"other-{i}" for i in range(N)], base=hits(0.3), steered=hits(0.7)))
+    alone = difference(table(good, Group("other", [other])), "other", "good")
+    assert alone["paired_rows"] == 0 and alone["value"] == between["value"] and alone["mcnemar"] is None
+    wide, narrow = (one["ci"][1] - one["ci"][0] for one in (alone, between))
+    assert narrow < 0.6 * wide
+    assert found["verdicts"][-1].startswith("steered of better beats steered of good on exact match")
+    assert "no row in common" in table(good, Group("other", [other]))["verdicts"][-1]
+
+
+def test_rows_that_only_one_run_has_are_left_out_of_the_difference(tmp_path):
+    some = [f"test-{i}" for i in range(60, 60 + N)]
+    first = Group("first", [read(run(tmp_path / "a", base=hits(0.3), steered=hits(0.5)))])
+    second = Group("second", [read(run(tmp_path / "b", ids=some, base=hits(0.3), steered=hits(0.5)))])
+    between = difference(table(first, second), "second", "first")
+    assert between["paired_rows"] == 60
+    assert between["value"] == pytest.approx(hits(0.5)[:60].mean() - hits(0.5)[60:].mean())
+
+
+def test_seeds_are_pooled_by_row_and_are_no_further_rows(tmp_path):
+    same = [read(run(tmp_path / str(i), base=hits(0.3), steered=hits(0.5))) for i in range(3)]
+    pooled, single = table(Group("x", same)), table(Group("x", same[:1]))
+    line, alone = (next(one for one in found["lines"] if one["system"] == "steered") for found in (pooled, single))
+    assert (line["runs"], line["rows"], line["value"], line["ci"]) == (3, N, alone["value"], alone["ci"])
+    unlike = [read(run(tmp_path / f"u{i}", base=hits(0.3), steered=hits(0.5, i), alpha=i / 2)) for i in range(3)]
+    line = next(one for one in table(Group("x", unlike))["lines"] if one["system"] == "steered")
+    values = [hits(0.5, i).mean() for i in range(3)]
+    assert line["range"] == [pytest.approx(min(values)), pytest.approx(max(values))]
+    assert line["value"] == pytest.approx(np.mean(values)) and line["alphas"] == [0.0, 0.5, 1.0]
+    as_if_new = mean_interval_of_all([hits(0.5, i) for i in range(3)])
+    assert line["ci"][1] - line["ci"][0] > 1.3 * as_if_new
+
+
+def mean_interval_of_all(each: list[np.ndarray]) -> float:
+    """The width of the interval if rows of several seeds were rows of their own."""
+    from proxytune.evaluation.intervals import Measured
+
+    values = np.concatenate(each)
+    found = mean_interval(Measured([str(i) for i in range(len(values))], values, np.ones(len(values))), samples=400)
+    return found.high - found.low
+
+
+def test_a_steered_model_that_loses_is_named_in_words(tmp_path):
+    losing = run(tmp_path / "a", base=hits(0.5), expert=hits(0.8), steered=hits(0.3))
+    words = table(Group("mine", [read(losing)]))["verdicts"]
+    assert words == [
+        f"steered of mine is worse than {other} on exact match (95% interval, 120 paired rows)."
+        for other in ("base", "expert")
+    ]
+    toxic = run(tmp_path / "b", metric="toxic", base=hits(0.5), steered=hits(0.3))
+    assert table(Group("mine", [read(toxic)]))["verdicts"][0].startswith("steered of mine beats base on toxic")
+
+
+def test_mcnemar_is_exact():
+    of, against = [1.0] * 9 + [0.0] + [1.0] * 5, [0.0] * 9 + [1.0] + [1.0] * 5
+    assert mcnemar(of, against) == pytest.approx(2 * 11 / 1024)  # 1 of 10 or fewer, twice
+    assert mcnemar([1.0, 0.0], [1.0, 0.0]) == 1.0
+    assert mcnemar([0.5], [1.0]) is None
+    assert mcnemar([1.0] * 3000, [0.0] * 3000) == 0.0
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, capsys):
+    first = run(tmp_path / "a", base=hits(0.5), steered=hits(0.5))
+    second = run(tmp_path / "b", task="qa", base=hits(0.5), steered=hits(0.5))
+    assert cli.main(["compare", str(first), str(second)]) == 3
+    assert capsys.readouterr().err == (
+        "proxytune: these runs measured gsm8k (test) and qa (test) (compare runs of one task or benchmark)\n"
+    )
+    (first / "scores.jsonl").unlink()
+    with pytest.raises(DataError, match=r"no scores\.jsonl .*run it again"):
+        read(first)
+    with pytest.raises(DataError, match=r"no summary\.json in"):
+        read(tmp_path)
+
+
+def test_the_table_comes_in_every_form(tmp_path, capsys):
+    first = run(tmp_path / "a", base=hits(0.3), expert=hits(0.4), steered=hits(0.6))
+    second = run(tmp_path / "b", base=hits(0.3), expert=hits(0.4), steered=hits(0.5))
+    given = [f"one={first}", f"two={second},{second}", "--samples", "50"]
+    assert cli.main(["compare", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "gsm8k, test rows" in shown and "is worse than steered of one" in shown and "McNemar p" in shown
+    assert cli.main(["compare", *given, "--format", "markdown", "--out", str(tmp_path / "t.md")]) == 0
+    lines = (tmp_path / "t.md").read_text().splitlines()
+    assert (
+        lines[0].startswith("| run | system | alpha | runs | rows |")
+        and len({line.count("|") for line in lines[:8]}) == 1
+    )
+    capsys.readouterr()
+    cli.main(["compare", *given, "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["system"] for row in rows[:6]] == ["base", "expert", "steered"] * 2
+    assert float(rows[2]["value"]) == pytest.approx(hits(0.6).mean()) and rows[-1]["against_run"] == "one"
+    cli.main(["compare", *given, "--format", "json"])
+    assert json.loads(capsys.readouterr().out)["differences"][-1]["paired_rows"] == N

@@ -1,0 +1,155 @@
+"""The page: what is sent, and, where a browser is, what it does there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from html.parser import HTMLParser
+
+import httpx2
+import pytest
+
+from proxytune.serving.api import FILES, PAGE
+from tests.serving.conftest import STEERED
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+in_a_browser = pytest.mark.skipif(
+    BROWSER is None or importlib.util.find_spec("playwright") is None, reason="no chromium with playwright here"
+)
+TEXTS = {name: (PAGE / name).read_text("utf-8") for name in FILES.values()}
+
+
+class Elements(HTMLParser):
+    """Start tags with their attributes, and those inside a label."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.labelled: set[str | None] = set()
+        self.within = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        each = dict(attributes)
+        self.found.append((tag, each))
+        self.within = self.within or tag == "label"
+        if tag == "label":
+            self.labelled.add(each.get("for"))
+        elif self.within:
+            self.labelled.add(each.get("id"))
+
+    def handle_endtag(self, tag):
+        self.within = self.within and tag != "label"
+
+
+def test_the_page_is_three_small_files_that_name_no_other_place(server):
+    for path, name in FILES.items():
+        answer = httpx2.get(server.url + path)
+        assert answer.text == TEXTS[name] and "default-src 'self'" in answer.headers["content-security-policy"]
+        assert answer.headers["content-type"].split(";")[0] in ("text/html", "text/css", "text/javascript")
+    assert sum(map(len, TEXTS.values())) < 25_000
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|style=", "".join(TEXTS.values()))
+
+
+def test_every_element_that_the_script_wants_is_in_the_page():
+    wanted = set(re.findall(r'\$\("([\w-]+)"\)', TEXTS["page.js"])) | {"base", "expert", "steered"}
+    ids = [each["id"] for _, each in Elements(TEXTS["index.html"]).found if "id" in each]
+    assert wanted <= set(ids) and len(ids) == len(set(ids))
+
+
+def test_every_field_has_a_label_and_every_reference_a_target():
+    elements = Elements(TEXTS["index.html"])
+    ids = {each.get("id") for _, each in elements.found}
+    for tag, each in elements.found:
+        if tag in ("input", "textarea"):
+            assert each["id"] in elements.labelled
+        for name in ("aria-labelledby", "aria-describedby", "for"):
+            assert each.get(name) is None or each[name] in ids
+    assert any(each.get("aria-live") == "polite" for _, each in elements.found)
+
+
+def test_text_and_marks_stand_out_in_light_and_in_dark():
+    """Contrast of at least 4.5 (WCAG 2.2 AA), for the colours of either scheme."""
+
+    def luminance(colour: str) -> float:
+        full = colour if len(colour) == 6 else "".join(2 * c for c in colour)
+        parts = [int(full[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted((luminance(one), luminance(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    schemes = re.findall(r":root \{(.*?)\}", TEXTS["page.css"], flags=re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([\w-]+): #([0-9a-f]+)", scheme))
+        for ink in ("ink", "soft", "accent", "wrong"):
+            assert contrast(colours[ink], colours["ground"]) > 4.5 < contrast(colours[ink], colours["raised"])
+        assert contrast(colours["ink"], colours["changed"]) > 4.5
+        assert contrast(colours["changed-line"], colours["raised"]) > 3
+
+
+@pytest.fixture
+def page(server):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+        page.said = []
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.goto(server.url)
+        yield page
+        browser.close()
+
+
+def write(page, **fields: str) -> None:
+    for name, value in fields.items():
+        page.fill(f"#{name.replace('_', '-')}", value)
+    page.press("#prompt", "Control+Enter")
+    page.wait_for_function("document.querySelector('#status').textContent.startsWith('Done')", timeout=20_000)
+
+
+@in_a_browser
+def test_three_texts_stream_in_and_a_token_tells_its_probabilities(page, server):
+    write(page, prompt="Say 1.", tokens="8", temperature="1", number_0="2.5")
+    how = {"prompt": "Say 1.", "max_tokens": 8, "temperature": 1, "seed": 0}
+    client = server.client()
+    for place, model in (("base", "base"), ("expert", "expert")):
+        assert page.text_content(f"#{place}") == client.completions.create(model=model, **how).choices[0].text
+    steered = client.completions.create(model=STEERED, **how, logprobs=1, extra_body={"alpha": [2.5, 0]}).choices[0]
+    changed = sum(each["changed"] for each in steered.logprobs.steering)
+    assert page.locator("#steered .changed").count() == changed > 0
+    page.hover("#steered .changed >> nth=0")
+    assert "The base would have said" in page.text_content("#caption")
+    assert page.locator("#columns th").all_text_contents()[:3] == ["token", "steered", "base"]
+    page.focus("#steered span >> nth=0")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement === document.querySelector('#steered').children[1]")
+    assert page.said == []
+
+
+@in_a_browser
+def test_a_link_brings_the_state_back_and_moving_alpha_writes_the_steered_text_alone(page):
+    write(page, prompt="Say 2.", tokens="8", temperature="1", number_0="1.5")
+    texts = [page.text_content(f"#{name}") for name in ("base", "expert", "steered")]
+    page.goto("about:blank")
+    page.go_back()
+    page.wait_for_function("document.querySelector('#status').textContent.startsWith('Done')")
+    assert [page.text_content(f"#{name}") for name in ("base", "expert", "steered")] == texts
+    page.fill("#number-0", "0")
+    page.wait_for_function(
+        "document.querySelector('#steered').textContent === document.querySelector('#base').textContent"
+    )
+    assert page.locator("#steered .changed").count() == 0
+
+
+@in_a_browser
+def test_a_phone_shows_it_without_scrolling_sideways_and_in_the_dark(page):
+    write(page, prompt="Say 3. " * 30, tokens="30")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 23)"

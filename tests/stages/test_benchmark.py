@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import launch
+from pipelines.evaluate import gather
+from proxytune.decoding.mixture import Mixture
+from proxytune.errors import DataError, SettingsError
+from proxytune.evaluation.benchmarks import weighed, written
+from proxytune.evaluation.benchmarks.benchmark import Prompt, user
+from proxytune.evaluation.summary import SCORES
+from proxytune.evaluation.system import System
+from proxytune.experts.registry import Registry
+from proxytune.files import read_json, read_jsonl, resource
+from proxytune.models.loading import load_model
+from proxytune.settings import Benchmark, Evaluate, load
+from proxytune.stages import benchmark, evaluate
+from tests.models.tiny_family import tokenizer
+
+PUBLIC = Path(__file__).resolve().parents[3] / "shared" / "data"
+MC = [
+    {
+        "question": f"what follows {i}?",
+        "mc1_targets": {f"{i + 1}.": 1, f"{i}.": 0, "Nothing at all.": 0},
+        "mc2_targets": {f"{i + 1}.": 1, "A number.": 1, f"{i}.": 0},
+    }
+    for i in range(5)
+]
+
+
+@pytest.fixture
+def gsm(tmp_path) -> Path:
+    rows = [{"question": f"What is {i} and one?", "answer": f"It is {i}+1.\n#### {i + 1}"} for i in range(7)]
+    path = tmp_path / "gsm.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def mc(tmp_path) -> Path:
+    path = tmp_path / "mc_task.json"
+    path.write_text(json.dumps(MC))
+    return path
+
+
+def run(place, name: str, rows: Path | None = None, **changes):
+    own = {key: changes.pop(key) for key in list(changes) if key in Benchmark.model_fields}
+    chosen = Benchmark(name=name, rows=rows, **own)
+    return evaluate.run(place.settings(Evaluate, benchmark=chosen, **changes))
+
+
+def outputs(found, system: str, alpha: float | None = None) -> list[list[str]]:
+    return [record["outputs"] for record in found.records[system, alpha]]
+
+
+# Outputs
+
+
+def test_every_system_is_measured_and_counted_and_its_rows_are_kept(place, gsm, capsys):
+    found = run(place, "gsm8k", gsm, max_new_tokens=8, alpha=0.5, alphas=[1.0])
+    summary = read_json(found.path)
+    assert capsys.readouterr().out.splitlines()[-1] == str(found.path)
+    systems = [(row["system"], row["alpha"]) for row in summary["rows"]]
+    assert systems == [("base", None), ("expert", None), ("steered", 0.5), ("steered", 1.0), ("tuned", None)]
+    assert (summary["task"], summary["chosen"], summary["gap_closed"].keys()) == ("gsm8k", 0.5, {"metric"})
+    for row in summary["rows"]:
+        assert (row["n"], row["outputs"], row["metric_name"], row["loss"]) == (7, 7, "exact_match", None)
+        unparsed = sum(not any(letter.isdigit() for letter in text) for (text,) in outputs(found, *systems.pop(0)))
+        assert row["unparsed"] == unparsed and row["measures"]["exact_match"]["over"] == 7
+    assert 0 < summary["differences"][0]["mcnemar"] <= 1
+    kept = read_jsonl(found.path.parent / "rows" / "steered-0.5.jsonl")
+    assert [row["id"] for row in kept] == [f"test-{i}" for i in range(7)] and kept[0].keys() == {
+        "id",
+        "outputs",
+        "verdicts",
+    }
+    assert len(read_jsonl(found.path.parent / SCORES)) == 5
+    manifest = Registry(place.outputs / "registry").resolve("qa").manifest
+    assert manifest.scores["gsm8k"].keys() == {"exact_match", "alpha", "n", "base"}
+
+
+def test_alpha_zero_writes_the_base_s_own_outputs_and_many_alphas_write_what_each_writes_alone(place, gsm):
+    many = run(place, "gsm8k", gsm, max_new_tokens=6, alpha=0.0, alphas=[0.5, 1.0], temperature=0.7, samples=2)
+    assert outputs(many, "steered", 0.0) == outputs(many, "base")
+    assert outputs(many, "steered", 1.0) != outputs(many, "base")
+    alone = run(
+        place,
+        "gsm8k",
+        gsm,
+        max_new_tokens=6,
+        alpha=0.5,
+        temperature=0.7,
+        samples=2,
+        limit=6,
+    )
+    assert outputs(alone, "steered", 0.5) == outputs(many, "steered", 0.5)[:6]
+
+
+def test_a_second_run_loads_no_model(place, gsm, monkeypatch):
+    first = run(place, "gsm8k", gsm, max_new_tokens=6)
+    monkeypatch.setattr(evaluate.trios, "load", lambda *_: pytest.fail("a trio was loaded"))
+    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert run(place, "gsm8k", gsm, max_new_tokens=6).summary["rows"] == first.summary["rows"]
+    with pytest.raises(pytest.fail.Exception, match="was loaded"):
+        run(place, "gsm8k", gsm, max_new_tokens=5)
+
+
+def test_what_was_written_before_an_interruption_is_not_written_again(place, gsm, monkeypatch):
+    whole = run(place, "gsm8k", gsm, max_new_tokens=6, temperature=1.0, tuned=None)
+    for file in (place.outputs / "points").iterdir():
+        file.unlink()
+    append, count = written.Journal.append, iter(range(100))
+
+    def interrupted(self, row):
+        append(self, row)
+        if next(count) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(written.Journal, "append", interrupted)
+        run(place, "gsm8k", gsm, max_new_tokens=6, temperature=1.0, tuned=None)
+    (part,) = (place.outputs / "points").glob("gsm8k-base-*.part")
+    assert len(read_jsonl(part)) == 4
+    asked = []
+    build = written.build
+    monkeypatch.setattr(
+        written, "build", lambda *given: (engine := build(*given), asked.append(engine))[0]
+    )  # what the engines were given
+    again = run(place, "gsm8k", gsm, max_new_tokens=6, temperature=1.0, tuned=None)
+    assert [engine.handles for engine in asked] == [3, 7, 7] and again.records == whole.records
+    assert not list((place.outputs / "points").glob("*.part"))
+
+
+def test_a_prompt_that_does_not_fit_is_told_and_counts_as_unparsed(place, gsm, capsys):
+    gsm.write_text(gsm.read_text() + json.dumps({"question": "word " * 3000, "answer": "#### 1"}) + "\n")
+    found = run(place, "gsm8k", gsm, max_new_tokens=6, tuned=None)
+    assert outputs(found, "base")[-1] == [""] and found.summary["rows"][0]["too_long"] == 1
+    assert "1 outputs are empty: their prompts do not fit" in capsys.readouterr().err
+
+
+def test_what_cannot_be_judged_is_refused_before_a_model_is_loaded(place, gsm, monkeypatch):
+    monkeypatch.setattr(evaluate.trios, "load", lambda *_: pytest.fail("a trio was loaded"))
+    with pytest.raises(SettingsError, match="allow_code=true"):
+        run(place, "humaneval", gsm)
+    with pytest.raises(SettingsError, match="did you mean 'gsm8k'"):
+        run(place, "gsm9k", gsm)
+    with pytest.raises(DataError, match=r"truthfulqa_likelihood's public format"):
+        run(place, "truthfulqa_likelihood", gsm)
+
+
+def test_programs_are_run_once(place, monkeypatch):
+    path = PUBLIC / "humaneval" / "HumanEval.jsonl.gz"
+    if not path.exists():
+        pytest.skip("HumanEval.jsonl.gz is not here")
+    ran = []
+    judge = written.verdicts.judge
+    monkeypatch.setattr(written.verdicts, "judge", lambda *given: (ran.append(1), judge(*given))[1])
+    how = {"limit": 2, "samples": 2, "max_new_tokens": 4, "allow_code": True, "sandbox": "limits", "tuned": None}
+    try:
+        first = run(place, "humaneval", path, **how)
+    except SettingsError as error:
+        pytest.skip(str(error))
+    assert first.summary["rows"][0]["measures"].keys() == {"pass@1"} and len(ran) == 3
+    assert run(place, "humaneval", path, **how).summary["rows"] == first.summary["rows"] and len(ran) == 3
+
+
+# Prompts
+
+
+def test_a_chat_model_s_reply_begins_with_the_opening_and_a_plain_model_reads_the_plain_prompt():
+    own = tokenizer()
+    system = System("x", Mixture(None, None), own, {"x": own}, {"x": "chat"}, frozenset(), None)  # type: ignore
+    prompt = Prompt("Question: why?\nAnswer:", user("Question: why?"), "Answer:")
+    read = own.decode(system._encode(prompt, own, "chat"))
+    plain = own.apply_chat_template(
+        [{"role": "user", "content": "Question: why?"}], add_generation_prompt=True, tokenize=False
+    )
+    assert read == plain + "Answer:"
+    assert own.decode(system._encode(prompt, own, "plain")) == "Question: why?\nAnswer:"
+
+
+def test_banned_texts_are_banned_in_every_spelling():
+    class Words:
+        def batch_decode(self, ids):
+            return [["pass", " pass", "password", "...", "..", "\tpass"][i] for (i,) in ids]
+
+    assert written.spelled(("pass", "..."), Words(), 6) == {0, 1, 3, 5}
+
+
+# Likelihoods
+
+
+def test_the_loss_of_held_out_replies_is_evaluate_s_own_to_the_last_bit(place):
+    losses = evaluate.run(place.settings(Evaluate, alpha=0.5, generate=False))
+    found = run(place, "heldout_loss", alpha=0.5)
+    for key, records in losses.records.items():
+        told = [(record["id"], record["nats"][0], record["tokens"][0]) for record in found.records[key]]
+        assert told == [(record["id"], record["loss"], record["tokens"]) for record in records]
+    assert [row["loss"] for row in found.summary["rows"]] == [row["loss"] for row in losses.summary["rows"]]
+    assert read_jsonl(found.path.parent / SCORES) == read_jsonl(losses.path.parent / SCORES)
+
+
+def test_humaneval_s_solutions_have_a_loss(place):
+    path = PUBLIC / "humaneval" / "HumanEval.jsonl.gz"
+    if not path.exists():
+        pytest.skip("HumanEval.jsonl.gz is not here")
+    found = run(place, "heldout_loss", path, limit=3, tuned=None)
+    assert [row["n"] for row in found.summary["rows"]] == [3, 3, 3] and found.summary["rows"][0]["loss"] > 0
+
+
+def test_mc1_and_mc2_are_what_the_model_itself_says(place, mc):
+    found = run(place, "truthfulqa_likelihood", mc, alpha=0.0, alphas=[1.0], tuned=None)
+    own, model = tokenizer(), load_model(place.family.base_ref, "float32")
+    rows = weighed.load(Benchmark(name="truthfulqa_likelihood", rows=mc))
+    mc1, mc2 = [], []
+    for raw, row in zip(MC, rows, strict=True):
+        assert row.prompt.plain.endswith(f"Barcelona, Spain.\n\nQ: {raw['question']}\nA:")
+        logs = {}
+        for answer in {**raw["mc1_targets"], **raw["mc2_targets"]}:
+            before, whole = own(row.prompt.plain).input_ids, own(f"{row.prompt.plain} {answer}").input_ids
+            with torch.no_grad():
+                logits = model(torch.tensor([whole])).logits[0, :, : len(own)].log_softmax(-1)
+            logs[answer] = sum(float(logits[i - 1, whole[i]]) for i in range(len(before), len(whole)))
+        mc1.append(float(max(raw["mc1_targets"], key=lambda answer: logs[answer]) == next(iter(raw["mc1_targets"]))))
+        weights = torch.tensor([logs[answer] for answer in raw["mc2_targets"]]).softmax(0)
+        mc2.append(float(weights[:2].sum()))
+    measures = found.summary["rows"][0]["measures"]
+    assert measures["mc1"]["value"] == sum(mc1) / 5 and measures["mc2"]["value"] == pytest.approx(
+        sum(mc2) / 5, abs=1e-5
+    )
+    assert found.records["steered", 0.0] == found.records["base", None] != found.records["steered", 1.0]
+
+
+def test_mmlu_is_read_by_subject(tmp_path):
+    header = "question,choice0,choice1,choice2,choice3,answer\n"
+    for subject in ("anatomy", "virology"):
+        (tmp_path / f"{subject}_test.csv").write_text(header + f'"Of {subject}, what?",a,b,"c, or d",e,2\n' * 2)
+    first, second = weighed.load(Benchmark(name="mmlu", rows=tmp_path, limit=2))
+    assert first.prompt.plain == "Of anatomy, what?\nA. a\nB. b\nC. c, or d\nD. e\nAnswer:"
+    assert (first.options[2], first.sets) == (" C", {"accuracy": {0: False, 1: False, 2: True, 3: False}})
+    assert second.groups == {"subject": "virology"}
+
+
+def test_the_benchmarks_that_are_weighed_are_counted_by_hand():
+    nats, right = [2.0, 1.0, 1.0], {0: False, 1: True, 2: False}
+    assert weighed.likeliest(nats, right) == 1 and weighed.likeliest(nats, {0: True, 2: False}) == 0
+    assert weighed.share([700.0, 700.0, 701.0], {0: True, 1: False}) == pytest.approx(0.5)
+    assert {"heldout_loss", *weighed.KINDS} == {"heldout_loss", "mmlu", "truthfulqa_likelihood"}
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "humaneval", "heldout_loss", *weighed.KINDS])
+def test_a_benchmark_composes_with_evaluate_and_is_left_out_by_default(name):
+    import hydra
+
+    with hydra.initialize_config_dir(str(resource("conf")), job_name="evaluate", version_base="1.3"):
+        without = launch.plain(hydra.compose("evaluate"), "evaluate", None)
+        values = launch.plain(hydra.compose("evaluate", [f"benchmark={name}", "alphas=[0,1]"]), "evaluate", None)
+    assert load(Evaluate, without).benchmark is None
+    assert load(Evaluate, values).benchmark == Benchmark(name=name) and load(Evaluate, values).alphas == [0, 1]
+
+
+def test_a_multirun_over_alpha_ends_in_one_table(place, gsm, monkeypatch):
+    jobs = []
+    for alpha in (0.5, 1.0):
+        chosen = Benchmark(name="gsm8k", rows=gsm, max_new_tokens=3)
+        settings = place.settings(Evaluate, benchmark=chosen, alpha=alpha, tuned=None)
+        evaluate.run(settings)
+        jobs.append(settings.model_dump(mode="json"))
+    monkeypatch.setattr(evaluate.trios, "load", lambda *_: pytest.fail("a trio was loaded"))
+    before = set((place.outputs / "runs").iterdir())
+    gather(jobs)
+    (folder,) = set((place.outputs / "runs").iterdir()) - before
+    rows = read_json(folder / "summary.json")["rows"]
+    assert [row["alpha"] for row in rows if row["system"] == "steered"] == [0.5, 1.0]
+
+
+def test_the_stage_is_reached_from_evaluate_only_with_a_benchmark(place, monkeypatch):
+    monkeypatch.setattr(benchmark, "run", lambda _: pytest.fail("a benchmark was run"))
+    evaluate.run(place.settings(Evaluate, generate=False))
