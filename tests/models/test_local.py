@@ -13,7 +13,7 @@ from proxytune.errors import ModelError
 from proxytune.files import resource
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.local import LocalSource
-from proxytune.models.trio import _level_caps
+from proxytune.models.trio import level_caps
 from proxytune.settings import ModelRef
 from tests.decoding.tiny_models import SIZE, model
 from tests.models.tiny_family import save_llama
@@ -127,7 +127,7 @@ def test_a_soft_cap_is_undone_where_it_is_mixed_with_an_uncapped_model():
     capped, free = LocalSource(gemma(5.0)), LocalSource(gemma(None))  # the same weights
     truth = first(free)
     assert not torch.allclose(first(capped), truth, atol=0.1)
-    _level_caps([capped, free])
+    level_caps([capped, free])
     assert free.uncap_at is None
     assert torch.allclose(first(capped), truth, atol=1e-4)
 
@@ -135,7 +135,7 @@ def test_a_soft_cap_is_undone_where_it_is_mixed_with_an_uncapped_model():
 def test_models_capped_alike_stay_as_they_are():
     sources = [LocalSource(gemma(5.0)), LocalSource(gemma(5.0))]
     before = first(sources[0])
-    _level_caps(sources)
+    level_caps(sources)
     assert torch.equal(first(sources[0]), before) and before.abs().max() <= 5
 
 
