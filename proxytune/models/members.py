@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from proxytune.errors import ModelError
+from proxytune.models.quiet import quiet
 
 
 @dataclass
@@ -59,10 +60,11 @@ def attach(model, adapters: Sequence[Path]) -> Active:
                 f"{folder} is no plain LoRA adapter, so it cannot share its anti's weights", "load it merged"
             )
         name = str(number)
-        if wrapped is None:
-            wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-        else:
-            wrapped.load_adapter(str(folder), adapter_name=name)
+        with quiet():
+            if wrapped is None:
+                wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            else:
+                wrapped.load_adapter(str(folder), adapter_name=name)
     if wrapped is None:
         return active
     for path, layer in list(model.named_modules()):  # PEFT changed the model in place
