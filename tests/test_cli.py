@@ -222,6 +222,8 @@ def test_ctrl_c_is_one_line_and_130(arguments, stand_in):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # what runs in a shell's background inherits that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None and process.stdout.readline().startswith("ran evaluate")
     process.send_signal(signal.SIGINT)
