@@ -20,9 +20,9 @@ from torch import Tensor
 from proxytune.decoding import drafting
 from proxytune.decoding.drafting import Clock, Drafter, Planner, Stats
 from proxytune.decoding.mixture import Mixture
-from proxytune.decoding.request import Reply, Request
+from proxytune.decoding.request import Reply, Request, fitted
 from proxytune.decoding.round import Round
-from proxytune.errors import ModelError, SettingsError
+from proxytune.errors import ModelError
 from proxytune.settings import Decode
 from proxytune.steering.choice import Choice
 from proxytune.steering.variants import Variants
@@ -30,12 +30,16 @@ from proxytune.steering.variants import Variants
 
 @dataclass
 class Row:
-    """A request in progress. `most` is how many tokens its limits and the models' contexts leave it."""
+    """A request in progress; its limits keep it within the models' contexts (`fitted`)."""
 
     handle: int
     request: Request
     reply: Reply
-    most: int
+
+    @property
+    def left(self) -> int:
+        """The tokens that it may still say."""
+        return self.request.limits.max_new_tokens - len(self.reply.token_ids)
 
 
 class Rows:
@@ -46,9 +50,11 @@ class Rows:
         self.device = mixture.base.source.device
         self.streams = [group[0].source.open(1, 256, tuple(term.member for term in group)) for group in mixture.groups]
         self.each: list[Row] = []
+        self.stale = True  # whether rows came or went since the tensors were made
 
     def admit(self, new: Sequence[Row], budget: int) -> None:
         """Read the prompts of new rows, each distinct prompt once, at most `budget` ids in a forward."""
+        self.stale = True
         first, distinct, repeats = len(self.each), {}, []
         ordered: list[Row] = []
         for row in new:
@@ -82,6 +88,7 @@ class Rows:
 
     def drop(self, row: int) -> None:
         """Free a row's place; the last row takes it."""
+        self.stale = True
         last = len(self.each) - 1
         if row < last:
             for stream in self.streams:
@@ -89,8 +96,9 @@ class Rows:
             self.each[row] = self.each[last]
         self.each.pop()
 
-    def ready(self) -> None:
+    def _gather(self) -> None:
         """The tensors of the present rows, made anew after rows came or went."""
+        self.stale = False
         each = [row.request for row in self.each]
         self.choice = Choice([request.sampling for request in each], self.device)
         self.variants = Variants([request.variant for request in each], self.device)
@@ -113,6 +121,8 @@ class Rows:
 
     def advance(self) -> None:
         """Where each row stands now: what it read, and the token it said last."""
+        if self.stale:
+            self._gather()
         counts_R = torch.tensor([len(row.reply.token_ids) for row in self.each])
         self.counts_R1 = counts_R.to(self.device)[:, None]
         last = [row.reply.token_ids[-1] if row.reply.token_ids else None for row in self.each]
@@ -136,8 +146,9 @@ class Rows:
             scores_RQV = scores_RQV.masked_fill(self.banned_RV[:, None], -torch.inf)
         for i, row in enumerate(self.each):
             early = row.request.limits.min_new_tokens - len(row.reply.token_ids) - first
-            ends = [e for e in row.request.limits.end_ids if e < scores_RQV.shape[-1]]
-            if early > 0 and ends:
+            if early <= 0:
+                continue
+            if ends := [e for e in row.request.limits.end_ids if e < scores_RQV.shape[-1]]:
                 scores_RQV = scores_RQV.clone()
                 scores_RQV[i, :early, ends] = -torch.inf
         return scores_RQV
@@ -181,7 +192,7 @@ class Engine:
         self.rows = Rows(mixture)
         self.waiting: deque[Row] = deque()
         self.handles = 0
-        self.longest = min((s for t in mixture.terms if (s := getattr(t.source, "longest", None))), default=None)
+        self.longest = mixture.longest
 
     @property
     def busy(self) -> bool:
@@ -189,20 +200,9 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns its handle. Raises SettingsError where it cannot be answered."""
-        if len(request.alphas) != len(self.mixture.pairs):
-            raise SettingsError(
-                f"{len(request.alphas)} alphas are given for {len(self.mixture.pairs)} experts", "give one each"
-            )
-        most = request.limits.max_new_tokens
-        if self.longest is not None:
-            prompt = max(len(request.prompts[term.role]) for term in self.mixture.terms)
-            most = min(most, self.longest - prompt)
-            if most < 1:
-                raise SettingsError(
-                    f"a prompt has {prompt} tokens and the models read {self.longest}", "shorten the prompt"
-                )
+        fitting = fitted(request, self.mixture, self.longest)
         handle, self.handles = self.handles, self.handles + 1
-        self.waiting.append(Row(handle, request, Reply(), most))
+        self.waiting.append(Row(handle, fitting, Reply()))
         return handle
 
     def cancel(self, handle: int) -> None:
@@ -212,7 +212,6 @@ class Engine:
             if row.handle == handle:
                 row.reply.finish_reason = "cancelled"
                 self.rows.drop(i)
-                self.rows.ready()
                 return
 
     @torch.inference_mode()
@@ -221,13 +220,12 @@ class Engine:
 
         Returns (handle, reply so far) of every row that was written on; finish_reason tells which are done.
         """
-        if self._admit() and self.rows.each:
-            self.rows.ready()
+        self._admit()
         if not self.rows.each:
             return []
         self.rows.advance()
         rows = len(self.rows.each)
-        count = min(self.planner.next(rows), max(row.most - len(row.reply.token_ids) for row in self.rows.each) - 1)
+        count = min(self.planner.next(rows), max(row.left for row in self.rows.each) - 1)
         if self.longest is not None:
             room = self.longest - max(int(starts.max()) for starts in self.rows.starts.values()) - 1
             count = min(count, room)
@@ -248,9 +246,6 @@ class Engine:
             before = len(row.reply.token_ids)
             for token in tokens:
                 row.reply.append(token, row.request.limits, self.tokenizer)
-                if row.reply.finish_reason is None and len(row.reply.token_ids) >= row.most:
-                    row.reply.finish_reason = "length"
-                    row.reply.text = row.reply.text_so_far(row.request.limits, self.tokenizer)
                 if row.reply.finish_reason:
                     done.append(i)
                     break
@@ -260,11 +255,9 @@ class Engine:
             found.append((row.handle, row.reply))
         for i in reversed(done):
             self.rows.drop(i)
-        if done and self.rows.each:
-            self.rows.ready()
         return found
 
-    def _admit(self) -> bool:
+    def _admit(self) -> None:
         new: list[Row] = []
         tokens = 0
         while self.waiting and len(self.rows.each) + len(new) < self.batch_size:
@@ -277,7 +270,6 @@ class Engine:
             new.append(self.waiting.popleft())
         if new:
             self.rows.admit(new, self.prefill_tokens)
-        return bool(new)
 
     def run(
         self, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None

@@ -40,6 +40,11 @@ class Mixture:
             for source in dict.fromkeys(term.source for term in self.terms)
         )
 
+    @cached_property
+    def longest(self) -> int | None:
+        """The ids that the shortest context among the models holds; None where none of them says."""
+        return min((term.source.longest for term in self.terms if term.source.longest), default=None)
+
     def differences(self, scores: Mapping[Term, Tensor]) -> list[Tensor]:
         return [difference(scores[expert], scores[anti]) for expert, anti in self.pairs]
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
 from proxytune.decoding.drafting import Chain, Clock, Stats
 from proxytune.decoding.engine import Row, Rows
 from proxytune.decoding.mixture import Mixture
-from proxytune.decoding.request import Reply, Request
+from proxytune.decoding.request import Reply, Request, fitted
 from proxytune.decoding.round import Round
 from proxytune.decoding.verdicts import Verdicts, prefix
 from proxytune.errors import ModelError, SettingsError
@@ -90,7 +90,7 @@ class RemoteEngine:
         self.rows, self.clock = Rows(self.small), Clock(Stats())
         self.top = min(base.settings.top, abilities.top)
         self.drafts = base.settings.draft_tokens if abilities.prompt_scores else 0
-        self.longest = min((s for t in self.small.terms if (s := getattr(t.source, "longest", None))), default=None)
+        self.longest = self.small.longest  # of the small models; the server tells of its own
         self.waiting: deque[Row] = deque()
         self.handles = 0
         self.counts = Counts()
@@ -102,9 +102,6 @@ class RemoteEngine:
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns its handle. Raises SettingsError where it cannot be answered."""
-        if len(request.alphas) != len(self.small.pairs):
-            what = f"{len(request.alphas)} alphas are given for {len(self.small.pairs)} experts"
-            raise SettingsError(what, "give one each")
         if request.sampling.repetition_penalty != 1:
             raise SettingsError(
                 f"decode.repetition_penalty={request.sampling.repetition_penalty:g} needs raw scores, "
@@ -121,23 +118,10 @@ class RemoteEngine:
                 "log-probabilities of a reply need the base's scores for the whole vocabulary",
                 "do not ask for them with a base behind an API",
             )
-        most = self._room(request)
-        request = replace(request, limits=replace(request.limits, max_new_tokens=most))
-        row = Row(self.handles, request, CertifiedReply(), most)
+        row = Row(self.handles, fitted(request, self.small, self.longest), CertifiedReply())
         self.handles += 1
         self.waiting.append(row)
         return row.handle
-
-    def _room(self, request: Request) -> int:
-        """The tokens that the limits and the small models' contexts leave a reply; the server tells of its own."""
-        if self.longest is None:
-            return request.limits.max_new_tokens
-        prompt = max(len(request.prompts[term.role]) for term in self.small.terms)
-        if prompt >= self.longest:
-            raise SettingsError(
-                f"a prompt has {prompt} tokens and the small models read {self.longest}", "shorten the prompt"
-            )
-        return min(request.limits.max_new_tokens, self.longest - prompt)
 
     def run(
         self, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None
@@ -179,7 +163,7 @@ class RemoteEngine:
         if not self.rows.each:
             return []
         self.rows.advance()
-        left = max(row.most - len(row.reply.token_ids) for row in self.rows.each)
+        left = max(row.left for row in self.rows.each)
         if self.longest is not None:
             left = min(left, self.longest - max(int(starts.max()) for starts in self.rows.starts.values()))
         round = Round(self.rows, self.clock)
@@ -194,8 +178,6 @@ class RemoteEngine:
         done = [i for i, row in enumerate(self.rows.each) if row.reply.finish_reason]
         for i in reversed(done):
             self.rows.drop(i)
-        if done and self.rows.each:
-            self.rows.ready()
         return [(row.handle, _certified(row)) for row in written]
 
     @torch.inference_mode()
@@ -204,7 +186,6 @@ class RemoteEngine:
         new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
         if new:
             self.rows.admit(new, self.prefill_tokens)
-            self.rows.ready()
 
     @torch.inference_mode()
     def _draft(self, round: Round, count: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from proxytune.decoding.mixture import Prompts
+from proxytune.decoding.mixture import Mixture, Prompts
+from proxytune.errors import SettingsError
 from proxytune.settings import Decode
 from proxytune.steering.choice import GREEDY, Sampling
 from proxytune.steering.variants import EQUATION, Variant
@@ -25,6 +27,15 @@ class Limits:
     min_new_tokens: int = 0
     banned: frozenset[int] = frozenset()
 
+    @cached_property
+    def reach(self) -> int:
+        """The ids from the end of a reply that hold any stop string its last id completes.
+
+        An id stands for a byte or more, but for special ones and for spaces that a tokenizer cleans away: hence twice
+        the bytes, and some.
+        """
+        return 16 + 2 * max((len(stop.encode()) for stop in self.stop), default=0)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -39,6 +50,23 @@ class Request:
     sampling: Sampling = GREEDY
     variant: Variant = EQUATION
     logprobs: int = 0
+
+
+def fitted(request: Request, mixture: Mixture, longest: int | None) -> Request:
+    """The request with its limits cut to the room that its prompts leave in contexts of `longest` ids.
+
+    Raises SettingsError where alphas do not match the mixture's pairs, or a prompt leaves no room at all.
+    """
+    if len(request.alphas) != len(mixture.pairs):
+        what = f"{len(request.alphas)} alphas are given for {len(mixture.pairs)} experts"
+        raise SettingsError(what, "give one each")
+    if longest is None:
+        return request
+    prompt = max(len(request.prompts[term.role]) for term in mixture.terms)
+    if prompt >= longest:
+        raise SettingsError(f"a prompt has {prompt} tokens and the models read {longest}", "shorten the prompt")
+    most = min(request.limits.max_new_tokens, longest - prompt)
+    return replace(request, limits=replace(request.limits, max_new_tokens=most))
 
 
 @dataclass(frozen=True)
@@ -79,6 +107,11 @@ class Reply:
         looks = limits.stop and count > limits.min_new_tokens
         if not (looks or self.finish_reason):
             return
+        if not self.finish_reason:
+            latest = self.token_ids[-limits.reach :]
+            end = tokenizer.decode(latest, skip_special_tokens=True)
+            if not any(stop in end for stop in limits.stop):
+                return
         text = self.text_so_far(limits, tokenizer)
         cuts = [at for stop in limits.stop if (at := text.find(stop)) >= 0] if looks else []
         if cuts:

@@ -63,8 +63,7 @@ class Proxytune(TemplateLM):
         self.trio, self.mixture = self.steered.trio, self.steered.mixture
         self.tokenizer = self.steered.tokenizer
         self._device = self.mixture.base.source.device
-        known = [getattr(term.source, "longest", None) for term in self.mixture.terms]
-        self.max_length = max_length or min((n for n in known if n), default=2048)
+        self.max_length = max_length or self.mixture.longest or 2048
         self.chats: dict[str, dict[str, str]] = {}
 
     @property

@@ -81,3 +81,15 @@ def _stored(where: str, ref: ModelRef) -> Counter[str]:
         with contextlib.suppress(Exception):
             return Counter(get_safetensors_metadata(ref.model, revision=ref.revision).parameter_count)
     return Counter()
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can be had now, on all GPUs together where device is not cpu; None where the system does not say."""
+    if device != "cpu":
+        import torch
+
+        return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    with contextlib.suppress(OSError, LookupError, ValueError):  # Linux alone tells
+        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(told["MemAvailable"].split()[0]) * 1024
+    return None

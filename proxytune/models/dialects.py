@@ -19,9 +19,9 @@ class Dialect:
     """One kind of server. body: the request of a query; read: its answer, as one Told a position, checked.
 
     most_top, most_chosen: limits of the protocol (None: none but the vocabulary; 0: cannot be asked). chosen_inside:
-    chosen ids may be asked inside prompts too. heat, penalise,
-    bias: request fields that raise the temperature, penalise repetition, favour an id. tokenize: path, body for a text,
-    and where the ids are in the answer. unbounded: ids that the server may have left out whatever they score.
+    chosen ids may be asked inside prompts too. penalise, bias: request fields that penalise repetition, favour an id
+    (temperature is called so by all of them). tokenize: path, body for a text, and where the ids are in the answer.
+    unbounded: ids that the server may have left out whatever they score.
     """
 
     name: str
@@ -30,7 +30,6 @@ class Dialect:
     read: Callable[[dict[str, Any], Query], list[Told]]
     model_in_reply: Callable[[dict[str, Any]], Any]
     prompt_tokens: Callable[[dict[str, Any]], Any]
-    heat: Callable[[float], dict[str, Any]]
     penalise: Callable[[], dict[str, Any]]
     bias: Callable[[int], dict[str, Any]]
     most_top: int | None = None
@@ -212,10 +211,6 @@ def _openai_read(texts: Mapping[str, int]) -> Callable[[dict[str, Any], Query], 
     return read
 
 
-def _openai_heat(temperature: float) -> dict[str, Any]:
-    return {"temperature": temperature}
-
-
 _VLLM = Dialect(
     name="vllm",
     path="/v1/completions",
@@ -223,7 +218,6 @@ _VLLM = Dialect(
     read=_vllm_read,
     model_in_reply=lambda reply: reply["model"],
     prompt_tokens=lambda reply: reply["usage"]["prompt_tokens"],
-    heat=_openai_heat,
     penalise=lambda: {"repetition_penalty": 1.9, "presence_penalty": 2.0},
     bias=lambda i: {"logit_bias": {str(i): 100.0}},
     most_chosen=128,
@@ -242,7 +236,6 @@ _SGLANG = Dialect(
     read=_sglang_read,
     model_in_reply=lambda reply: None,  # it has none; the probe asks /get_model_info
     prompt_tokens=lambda reply: reply["meta_info"]["prompt_tokens"],
-    heat=_openai_heat,
     penalise=lambda: {"repetition_penalty": 1.9, "presence_penalty": 2.0},
     bias=lambda i: {"logit_bias": {str(i): 100.0}},
     most_chosen=1024,
@@ -262,7 +255,6 @@ _LLAMACPP = Dialect(
     read=_llamacpp_read,
     model_in_reply=lambda reply: reply["model"],
     prompt_tokens=lambda reply: reply["tokens_evaluated"],
-    heat=_openai_heat,
     penalise=lambda: {"repeat_penalty": 1.9, "repeat_last_n": 64, "presence_penalty": 2.0},
     bias=lambda i: {"logit_bias": [[i, 100.0]]},
     tokenize=(
@@ -286,7 +278,6 @@ def _openai(tokens: Mapping[int, str]) -> Dialect:
         read=_openai_read(texts),
         model_in_reply=lambda reply: reply["model"],
         prompt_tokens=lambda reply: reply["usage"]["prompt_tokens"],
-        heat=_openai_heat,
         penalise=lambda: {"presence_penalty": 2.0, "frequency_penalty": 2.0},
         bias=lambda i: {"logit_bias": {str(i): 100}},
         most_top=5,

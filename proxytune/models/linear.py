@@ -9,10 +9,11 @@ price of a second copy of them; with the factors swapped 2.2 and 2.6 times, at n
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from proxytune.models.described import free_memory
 
 FEW = range(3, 65)  # rows that the laid-out weights are quicker for
 SWAPPED = range(5, 16)  # rows that swapping the factors is quicker for
@@ -47,18 +48,9 @@ def quicken(model, *, second_copy: bool = True):
     x86 = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
     if not x86 or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return model
-    packed = second_copy and sum(p.nbytes for p in model.parameters()) * 3 < free_memory()
+    packed = second_copy and sum(p.nbytes for p in model.parameters()) * 3 < (free_memory("cpu") or 0)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child.weight.numel() >= LARGE:
                 setattr(module, name, QuickLinear(child, packed))
     return model
-
-
-def free_memory() -> int:
-    """Bytes that can be had now; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-    except (OSError, StopIteration):
-        return 0

@@ -213,10 +213,10 @@ class _Examiner:
         return True
 
     async def _temperature(self) -> None:
-        plain = await self._may(Query(self.ids, self.top, extra=self.dialect.heat(1.0)))
+        plain = await self._may(Query(self.ids, self.top, extra={"temperature": 1.0}))
         if plain:
             self._same("temperature", self.first, plain[0], "at temperature 0 the scores are others than at 1")
-        await self._alters("temperature", self.dialect.heat(2.0))
+        await self._alters("temperature", {"temperature": 2.0})
 
     async def _alters(self, test: str, extra: dict[str, Any]) -> None:
         """Note whether scores are taken before or after a step of sampling. It is sent switched off either way."""

@@ -46,6 +46,11 @@ class Source(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def longest(self) -> int | None:
+        """The ids that its context holds; None if it does not say."""
+        ...
+
     def open(self, rows: int, length: int, members: Sequence[int] = (0,)) -> Stream:
         """Room for sequences of these members, in this order."""
         ...

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
 
 from proxytune.errors import ModelError
-from proxytune.models.described import BYTES, Described
+from proxytune.models.described import BYTES, Described, free_memory
 from proxytune.settings import ModelRef, Steering
 from proxytune.stages import trio as trios
 from proxytune.tasks import catalog
@@ -47,7 +45,7 @@ def told(
             stored = f"stored as {found.dtype}, " if found.dtype else ""
             yield f"{role}: {numbers:,} numbers, {stored}{name} here: {_spoken(numbers * size)}{kept}"
     for device, wanted in needed.items():
-        there = _free(device)
+        there = free_memory(device)
         if there is None:
             yield f"together {_spoken(wanted)}; how much is free on this {device} cannot be told"
         elif wanted > there:
@@ -72,17 +70,6 @@ def _placed(settings: Steering, ref: ModelRef, found: Described) -> tuple[str, f
     if ref.quantization:
         return kind, QUANTISED[ref.quantization], ref.quantization
     return kind, BYTES.get(dtype, 2), dtype
-
-
-def _free(device: str) -> float | None:
-    if device != "cpu":
-        import torch
-
-        return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-    with suppress(OSError, LookupError, ValueError):  # Linux alone tells
-        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(told["MemAvailable"].split()[0]) * 1024
-    return None
 
 
 def _spoken(count: float) -> str:

@@ -88,9 +88,8 @@ def test_prompt_scores_are_those_of_the_prompt_cut_there(name):
 @pytest.mark.parametrize("name", ["vllm", "openai"])
 def test_a_chosen_token_beyond_the_best_is_no_floor(name):
     """At a temperature the server adds the token it sampled, here its third best, to the two best."""
-    heat = dialect(name, TEXTS).heat(1.0)
     with serving(name) as server:
-        (told,) = asyncio.run(asking(client(server, top=2), Query(IDS, 2, extra=heat)))
+        (told,) = asyncio.run(asking(client(server, top=2), Query(IDS, 2, extra={"temperature": 1.0})))
     best = truth(IDS).topk(3)
     assert sorted(told.ids) == sorted(best.indices.tolist()) and told.said == best.indices[2]
     assert told.floor == pytest.approx(best.values[1].item())

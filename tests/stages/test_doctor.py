@@ -55,7 +55,7 @@ def test_memory_is_what_the_loaded_models_take(place):
 
 
 def test_models_larger_than_the_memory_are_refused_before_they_are_loaded(place, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "_free", lambda device: 1000.0)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000.0)
     with pytest.raises(ModelError, match=r"are needed on the cpu and 1 kB are free.*bfloat16"):
         examine(place, prompt=PROMPT)
     assert "ok    prompts" in capsys.readouterr().out  # the other checks were made all the same
