@@ -2,7 +2,8 @@
 
 A round that drafts k tokens says (1 - b^(k+1)) / (1 - b) tokens on average where each drafted token holds with
 probability b (Leviathan et al. 2023, arXiv 2211.17192, equation 1). It costs k reads by the models that draft, one read
-of k + 1 positions by the others, and, where all k held, one more by those that draft.
+of k + 1 positions by the others, and, where all k held, one more by those that draft. An anti that shares the expert's
+weights is among those that draft.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from proxytune.steering.arithmetic import steer
 
 MOST = 7  # drafted tokens in a round
 PROBE = 4  # how many are drafted to find out what drafting costs and how much of it holds
+PRIOR = (3.2, 4.0)  # drafted tokens that held, of so many: believed before any was tried, so one bad draft ends nothing
 AGAIN = 64  # rounds after which the other way, drafts or none, is tried again
 
 
@@ -42,8 +44,8 @@ class Drafter(Protocol):
 class Chain:
     """Small models draft, token by token, by the row's own rules and noise.
 
-    `expert`: the expert's scores. `pair`: anti + alpha * (expert - anti), the steering with the anti as its base; at
-    alpha 1 both draft the same.
+    `expert`: the expert's scores, the first of terms. `pair`: anti + alpha * (expert - anti), the steering with the
+    anti as its base; at alpha 1 both draft the same.
     """
 
     terms: Sequence[Term]
@@ -95,7 +97,9 @@ def drafter(name: str, mixture: Mixture) -> Drafter | None:
     if name == "none" or not mixture.pairs:
         return None
     if name == "expert":
-        return Chain((mixture.pairs[0][0],))
+        # What shares the expert's weights is read with it, at nearly no cost, and needs no reading afterwards.
+        expert = mixture.pairs[0][0]
+        return Chain((expert, *(term for term in mixture.terms if term.source is expert.source and term != expert)))
     return Chain(tuple(term for term in mixture.terms if term != mixture.base), mixture.pairs)
 
 
@@ -171,7 +175,7 @@ class Planner:
 
     def __init__(self, mixture: Mixture, drafter: Drafter | None, clock: Clock, fixed: int | None = None):
         self.mixture, self.drafter, self.clock, self.fixed = mixture, drafter, clock, fixed
-        self.held, self.tried = 0.0, 0.0
+        self.held, self.tried = PRIOR
         self.round = 0
 
     def next(self, rows: int) -> int:
@@ -196,7 +200,7 @@ class Planner:
     def _rate(self, count: int, rows: int) -> float | None:
         """Expected tokens a second and row when `count` are drafted; None where a cost is not known yet."""
         assert self.drafter is not None
-        b = min(self.held / self.tried, 0.999) if self.tried else 0.5
+        b = min(self.held / self.tried, 0.999)
         readers = self.drafter.terms if count else ()
         total = 0.0
         for group in self.mixture.groups:

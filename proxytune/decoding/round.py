@@ -33,18 +33,25 @@ class Round:
         self.scores: dict[Term, Tensor] = {}
 
     def extend(self, terms: Sequence[Term], positions: int) -> None:
-        """Read until every one of these terms has scores at `positions` positions."""
-        for number, group in enumerate(self.mixture.groups):
+        """Read until every one of these terms has scores at `positions` positions.
+
+        A GPU works on while the next forward is begun: those come first, and scores are fetched when all are begun.
+        """
+        found: dict[Term, Tensor] = {}
+        for number, group in sorted(enumerate(self.mixture.groups), key=lambda g: g[1][0].source.device.type == "cpu"):
             short = [term for term in group if term in terms and self._have(term) < positions]
             together = len(short) == len(group) and len({self._have(term) for term in group}) == 1
             for part in [short] if together else [[term] for term in short]:
                 if part:
-                    self._read(number, group, part, positions)
+                    found |= zip(part, self._read(number, group, part, positions), strict=True)
+        for term, scores_RQV in found.items():
+            new_RQV = scores_RQV.to(self.rows.device)
+            self.scores[term] = torch.cat([self.scores[term], new_RQV], dim=1) if self._have(term) else new_RQV
 
     def _have(self, term: Term) -> int:
         return self.scores[term].shape[1] if term in self.scores else 0
 
-    def _read(self, number: int, group: Sequence[Term], part: Sequence[Term], positions: int) -> None:
+    def _read(self, number: int, group: Sequence[Term], part: Sequence[Term], positions: int) -> tuple[Tensor, ...]:
         have = self._have(part[0])
         ids = []
         for term in part:
@@ -53,10 +60,7 @@ class Round:
         starts_RM = torch.stack([self.rows.starts[term] + have for term in part], dim=1)
         member = None if len(part) == len(group) else group.index(part[0])
         with self.clock.reading(part, len(starts_RM), positions - have):
-            scores_RMQV = self.rows.streams[number].read(torch.stack(ids, dim=1), starts_RM, member=member)
-        for place, term in enumerate(part):
-            new_RQV = scores_RMQV[:, place].to(self.rows.device)
-            self.scores[term] = torch.cat([self.scores[term], new_RQV], dim=1) if have else new_RQV
+            return self.rows.streams[number].read(torch.stack(ids, dim=1), starts_RM, member=member).unbind(1)
 
     def draft(self, tokens_RK: Tensor) -> None:
         self.drafted_RK = torch.cat([self.drafted_RK, tokens_RK], dim=1)

@@ -239,11 +239,17 @@ def obvious(mixture: Mixture, ids_BT: torch.Tensor, count: int) -> None:
 
 
 class Imposed:
-    """An expert that drafts, at its cost, tokens that hold with a given chance: random weights agree on nothing."""
+    """Drafts at the expert's cost, of which a given share holds: random weights agree on nothing.
+
+    Which positions hold is shuffled in blocks of ten, so that short replies have the share that is asked for.
+    """
 
     def __init__(self, mixture: Mixture, truth: Sequence[Sequence[int]], acceptance: float):
-        self.terms = (mixture.pairs[0][0],)
-        self.truth, self.acceptance, self.random = truth, acceptance, random.Random(0)
+        expert = mixture.pairs[0][0]
+        self.terms = tuple(term for term in mixture.terms if term.source is expert.source)
+        self.truth, shuffled = truth, random.Random(0)
+        ten = [i < round(10 * acceptance) for i in range(10)]
+        self.holds = [[each for _ in range(0, len(row), 10) for each in shuffled.sample(ten, 10)] for row in truth]
 
     def propose(self, round: Round, count: int) -> None:
         for position in range(count):
@@ -253,8 +259,9 @@ class Imposed:
 
     def _token(self, row, position: int, size: int) -> int:
         truth, place = self.truth[row.handle], len(row.reply.token_ids) + position
-        right = truth[place] if place < len(truth) else 0
-        return right if self.random.random() < self.acceptance else (right + 1) % size
+        if place >= len(truth):
+            return 0
+        return truth[place] if self.holds[row.handle][place] else (truth[place] + 1) % size
 
 
 def alphas(settings: Bench, mixture: Mixture) -> list[Contender]:

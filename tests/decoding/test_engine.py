@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxytune.decoding import drafting
+from proxytune.decoding.drafting import Clock, Planner, Stats
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
@@ -286,6 +290,25 @@ def test_drafts_that_hold_are_counted():
     list(engine.run([plainly(count=16)]))
     assert engine.stats.acceptance == 1.0
     assert engine.stats.rounds == 4 and engine.stats.tokens_per_round == 4.0
+
+
+def test_an_anti_that_shares_the_expert_s_weights_is_read_with_it_while_drafting():
+    engine = Engine(lora_mixture(), TOKENIZER, drafter="expert", draft_tokens=3)
+    list(engine.run([plainly(count=16)]))
+    assert set(engine.stats.forwards) == {"base", "expert+anti"}
+    assert engine.stats.forwards["base"] == engine.stats.rounds
+
+
+def test_one_bad_draft_does_not_end_drafting():
+    mix = mixture()
+    planner = Planner(mix, drafting.drafter("expert", mix), Clock(Stats()))
+    for roles, seconds in ((("base",), 1.0), (("expert",), 0.1), (("anti",), 0.1)):
+        planner.clock.costs[roles, 1] = {width: deque([seconds * (1 + 0.3 * width)]) for width in range(1, 9)}
+    planner.learn(4, [0])
+    assert planner.next(1) > 0
+    for _ in range(30):
+        planner.learn(4, [0])
+    assert planner.next(1) == 0
 
 
 def test_an_unknown_drafter_is_answered_with_the_nearest():
