@@ -3,6 +3,9 @@
   proxytune expert task=code family=tiny
   proxytune expert task=math model=base            the directly tuned base, the ceiling that evaluate compares with
   proxytune expert task=qa method.learning_rate=1e-4 peft=none
+  proxytune expert task=code method=dpo from=code@latest      a registered expert tuned on, by preferences
+  proxytune expert task=math method=self_rewarding method.prompts=rows method.judge.by=task    rounds of its own answers
+  proxytune expert --from-manifest code@v3                    the recipe of a registered expert once more
 
 A run that was killed goes on from its last whole checkpoint when the same command is given again.
 """
@@ -23,6 +26,18 @@ def run(values: dict[str, Any]) -> None:
     from proxytune.stages import expert
 
     expert.run(settings)
+
+
+def reproduce(reference: str, overrides: list[str], command: str) -> int:
+    """`--from-manifest`: settings come from a registered expert's manifest and not from conf/."""
+    from omegaconf import OmegaConf
+
+    changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
+
+    from proxytune.stages import reproduce
+
+    reproduce.run(reference, changes, command)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""List, show, tag and remove registered experts.
+"""List, show, tag, remove, export, import, push and pull registered experts.
 
   proxytune registry list
   proxytune registry show code@latest
+  proxytune registry export code@best code.tar             import code.tar registers it elsewhere
+  proxytune registry push code@best hub=my-org/code-expert
+  proxytune registry pull hub=my-org/code-expert revision=COMMIT
 
 An expert's manifest says what it came from, what it was tuned on, and how well it did.
 """

@@ -68,13 +68,41 @@ class CodeVersion(Section):
     commit: str | None = None
 
 
+class Ancestor(Section):
+    """An expert that this one was tuned on from: its reference in the registry, how it came about, and its weights.
+
+    files: SHA-256 of each of its weight files.
+    """
+
+    reference: str
+    method: str
+    kind: Literal["lora", "full"]
+    data: DataLineage
+    files: dict[str, Sha256]
+
+
+class Origin(Section):
+    """Where a version was taken over from: its reference there, the archive or `hub:org/name`, the hub's revision.
+
+    manifest: SHA-256 of the manifest as it came. taken: ISO 8601, UTC.
+    """
+
+    reference: str
+    source: str
+    revision: str | None = None
+    manifest: Sha256
+    taken: str = Field(default_factory=_now)
+
+
 class Manifest(Section):
     """A draft until published: the registry gives it its `version` and lists its `files` (paths within the folder).
 
     role: an `expert` is a small model that steers, `tuned` is a base that was tuned itself, to compare with.
     anti: the untouched checkpoint that this one was tuned from, in either role. created: ISO 8601, UTC.
     training: what the trainer reported (losses, steps, seconds). scores: what was measured since, by split:
-    {"test": {"loss": ..., ...}}. alpha: the best one, where a sweep chose it. NaN in free fields is written as null.
+    {"test": {"loss": ..., ...}}. alpha: the best one, where a sweep chose it. origins: the registries that it went
+    through before this one, oldest first. lineage: the experts that this one was tuned on from, oldest first.
+    NaN in free fields is written as null.
     """
 
     schema_version: Literal[1] = 1
@@ -94,10 +122,20 @@ class Manifest(Section):
     training: dict[str, Any]
     scores: dict[str, Any] = {}
     alpha: FiniteFloat | None = None
+    origins: list[Origin] = []
+    lineage: list[Ancestor] = []
     files: dict[str, FileEntry] = {}
 
     def write(self, folder: Path) -> None:
-        files.write_atomic(folder / FILENAME, self.model_dump_json(indent=2) + "\n")
+        files.write_atomic(folder / FILENAME, files.with_check(self.model_dump_json(indent=2)) + "\n")
+
+    @classmethod
+    def read(cls, raw: bytes) -> Manifest:
+        """Raises ValidationError; ValueError where it has a checksum and is not what that was made for."""
+        text = raw.decode()
+        if f'"{files.CHECK}": "' not in text:  # written before there were checksums
+            return cls.model_validate_json(text)
+        return cls.model_validate(files.without_check(text))
 
 
 def seal(folder: Path) -> dict[str, FileEntry]:
@@ -107,6 +145,8 @@ def seal(folder: Path) -> dict[str, FileEntry]:
     """
     entries = {}
     with files.told(folder):
+        for rest in folder.rglob(f".*{files.UNFINISHED}"):
+            rest.unlink()  # of a publisher that was killed
         for path in [folder, *sorted(folder.rglob("*"))]:
             if path.is_symlink():
                 raise RegistryError(f"{path} is a link and cannot be published", "put the file itself there")

@@ -132,12 +132,19 @@ class Registry:
         check_name(draft.name)
         entries = seal(folder)
         with files.locked(self._lock(draft.name)):
-            version = self._next_version(draft.name)
+            version = max(self._counted(draft.name), *self.versions(draft.name), 0) + 1
             manifest = draft.model_copy(update={"version": version, "files": entries})
             manifest.write(folder)
             target = self._folder(draft.name, version)
             files.replace_folder(folder, target)
+            self._count(draft.name, version)  # now: a number that was counted and not given would be missing
         return Expert(draft.name, version, target, manifest)
+
+    def settle(self, expert: Expert) -> Expert:
+        """Do what is left to do for a version whose writer was killed just after it appeared."""
+        with files.locked(self._lock(expert.name)):
+            self._count(expert.name, expert.version)
+        return expert
 
     def update(self, expert: Expert, *, alpha: float | None = None, scores: Mapping[str, Any] | None = None) -> Expert:
         """Set alpha (None keeps it) and merge scores, key by key, into an expert's manifest."""
@@ -171,6 +178,7 @@ class Registry:
                 raise RegistryError(f"{name}@v{version} is tagged {', '.join(pointing)}", hint)
             if pointing:
                 self._write_aliases(name, {tag: n for tag, n in aliases.items() if n != version})
+            self._count(name, version)
             with self.staging() as grave:
                 files.replace_folder(self._folder(name, version), grave)
         return f"{name}@v{version}"
@@ -214,24 +222,27 @@ class Registry:
     def _load(self, name: str, version: int) -> Expert:
         folder = self._folder(name, version)
         try:
-            manifest = Manifest.model_validate_json((folder / FILENAME).read_bytes())
+            manifest = Manifest.read((folder / FILENAME).read_bytes())
         except FileNotFoundError:
             raise _damaged(folder, f"{folder / FILENAME} is missing") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise _damaged(folder, f"{folder / FILENAME}: {where} {first['msg']}") from error
+        except ValueError as error:
+            raise _damaged(folder, f"{folder / FILENAME}: {error}") from error
         if (manifest.name, manifest.version) != (name, version):
             raise _damaged(folder, f"its {FILENAME} is that of {manifest.name}@v{manifest.version}")
         return Expert(name, version, folder, manifest)
 
-    def _next_version(self, name: str) -> int:
-        """The counter outlives removed versions; folders outvote a counter that was lost."""
+    def _counted(self, name: str) -> int:
+        """The highest number ever given, but for one whose writer was killed just then: that one's folder is there."""
         counter = self.root / name / COUNTER
-        last = files.read_json(counter)["last"] if counter.exists() else 0
-        version = max([last, *self.versions(name)]) + 1
-        files.write_json(counter, {"last": version})
-        return version
+        return files.read_json(counter)["last"] if counter.exists() else 0
+
+    def _count(self, name: str, version: int) -> None:
+        if version > self._counted(name):
+            files.write_json(self.root / name / COUNTER, {"last": version})
 
     def _aliases(self, name: str) -> dict[str, int]:
         path = self.root / name / ALIASES

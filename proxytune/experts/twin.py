@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from proxytune.errors import ModelError, SettingsError
-from proxytune.experts.sft import MARKER, last_complete
-from proxytune.files import hash_file, remove_folder, told, write_json
+from proxytune.experts.checkpoints import last_complete, mark, prune
+from proxytune.files import remove_folder, told, write_json
 from proxytune.settings import Healing
 from proxytune.tracking.progress import bar, track
 
@@ -212,10 +212,8 @@ def _save(work: Path, weights: dict[str, torch.nn.Parameter], optimizer, done: P
         save_file({name: weight.detach() for name, weight in weights.items()}, folder / "weights.safetensors")
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     write_json(folder / "progress.json", {"losses": done.losses, "seconds": done.seconds})
-    write_json(folder / MARKER, {file.name: hash_file(file) for file in sorted(folder.iterdir())})
-    for other in work.glob("checkpoint-*"):
-        if other != folder:
-            remove_folder(other)
+    mark(folder)
+    prune(work, keep=1)
 
 
 def _restore(work: Path, weights: dict[str, torch.nn.Parameter], optimizer) -> Progress:

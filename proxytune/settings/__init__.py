@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from proxytune.errors import SettingsError, did_you_mean
-from proxytune.settings.benchmarks import Benchmark, Fields, Judge
+from proxytune.settings.benchmarks import Benchmark, Fields, Harness, Judge
 from proxytune.settings.sections import (
     Count,
     Data,
     Decode,
     Family,
+    Launch,
+    Method,
     ModelRef,
     Peft,
     Remote,
@@ -27,6 +29,7 @@ from proxytune.settings.sections import (
     Tracker,
 )
 from proxytune.settings.stages import (
+    Analyze,
     Bench,
     DecodeStage,
     Demo,
@@ -45,6 +48,7 @@ from proxytune.settings.stages import (
 )
 
 __all__ = [
+    "Analyze",
     "Bench",
     "Benchmark",
     "Count",
@@ -57,8 +61,11 @@ __all__ = [
     "Expert",
     "Family",
     "Fields",
+    "Harness",
     "Healing",
     "Judge",
+    "Launch",
+    "Method",
     "ModelRef",
     "Peft",
     "Pretrain",
@@ -104,4 +111,4 @@ def _keys(kind: type[BaseModel], parent: str) -> list[str]:
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
             return []
         kind = field.annotation
-    return list(kind.model_fields)
+    return [field.alias or name for name, field in kind.model_fields.items()]

@@ -45,6 +45,20 @@ class Benchmark(Section):
     judge: Judge = Judge()
 
 
+class Harness(Section):
+    """How tasks of the lm-evaluation-harness are run. include_path: a folder with tasks of one's own.
+
+    num_fewshot None takes the task's own. chat: each model reads the chat by its own template. max_length: of prompt
+    and reply in tokens; None takes what the models read.
+    """
+
+    include_path: Path | None = None
+    limit: Count | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    chat: bool = False
+    max_length: Count | None = None
+
+
 class Fields(Section):
     """The columns of a file of predictions; None takes those that the benchmark's released files have."""
 

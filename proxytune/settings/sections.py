@@ -71,7 +71,8 @@ class TaskChoice(Section):
 class Data(Section):
     """Where rows come from. `auto` is the family's own choice; `files` reads JSONL or CSV in TRL's formats.
 
-    limit_train / limit_validation / limit_test: at most so many rows, the first ones; None takes all.
+    limit_train / limit_validation / limit_test: at most so many rows, the first ones; None takes all. bad_rows: of
+    files; `fail` names them, `skip` leaves them out and counts them.
     """
 
     source: Literal["auto", "builtin", "hub", "files"] = "auto"
@@ -79,6 +80,7 @@ class Data(Section):
     validation: str | None = None
     test: str | None = None
     revision: str | None = None
+    bad_rows: Literal["fail", "skip"] = "fail"
     limit_train: Count | None = None
     limit_validation: Count | None = None
     limit_test: Count | None = None
@@ -93,13 +95,62 @@ class Tracker(Section):
 
 
 class Peft(Section):
-    """LoRA under PEFT's names, or `none` for full tuning."""
+    """LoRA under PEFT's names, `qlora` over weights held in 4 bits, or `none` for full tuning."""
 
-    name: Literal["lora", "none"] = "lora"
+    name: Literal["lora", "qlora", "none"] = "lora"
     r: Count = 16
-    lora_alpha: Annotated[FiniteFloat, Field(gt=0)] = 32
+    lora_alpha: Annotated[FiniteFloat, Field(gt=0)] = 32.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
+    use_dora: bool = False
+
+    @model_validator(mode="after")
+    def _shared(self) -> Peft:
+        if self.use_dora:
+            raise SettingsError(
+                "peft.use_dora: DoRA rescales whole weights by their norm, so the expert is no low-rank term beside "
+                "its anti, and the two could not be rows of one forward over one copy of the weights",
+                "leave it false, or tune every weight with peft=none",
+            )
+        return self
+
+
+class Launch(Section):
+    """Over how many processes of this machine a training is spread, and how. processes: None is one for each GPU.
+
+    offload: weights that are split over GPUs wait in the machine's memory.
+    """
+
+    name: Literal["single", "ddp", "fsdp2", "zero3"] = "single"
+    processes: Count | None = None
+    offload: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Launch:
+        if self.name == "single" and (self.processes or 1) > 1:
+            raise SettingsError(f"launch=single is one process, not {self.processes}", "take launch=ddp")
+        if self.offload and self.name in ("single", "ddp"):
+            raise SettingsError(f"launch={self.name} splits no weights to offload", "take launch=fsdp2 or launch=zero3")
+        return self
+
+
+class Method(Section):
+    """How a model is tuned: any field of TRL's configuration of the method (SFTConfig, DPOConfig), under its name.
+
+    The fields declared here are not TRL's own. too_long: what becomes of rows of more tokens than max_length.
+    early_stopping_*: as in transformers' EarlyStoppingCallback, on the validation loss; the best checkpoint is kept.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Literal["sft", "dpo", "self_rewarding"] = "sft"
+    too_long: Literal["truncate", "drop", "fail"] = "truncate"
+    early_stopping_patience: Count | None = None
+    early_stopping_threshold: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+
+    def given(self) -> dict[str, Any]:
+        """The trainer's own fields; null ones are left to the family and TRL."""
+        return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
 
 
 class Decode(Section):
@@ -135,9 +186,11 @@ class Remote(Section):
     key_variable: the environment variable that holds the key. top: best scores asked for at each position.
     draft_tokens: drafted by the small pair where the server gives prompt scores. retries: of faults that can pass.
     max_requests, max_tokens: a budget; retries and prompt tokens count. tolerance: the most a score may be off, nats.
+    mode: `bias` pushes a base that tells no scores by `logit_bias`, which is not exact.
     """
 
     name: Literal["vllm", "sglang", "llamacpp", "openai"]
+    mode: Literal["scores", "bias"] = "scores"
     url: str
     model: str | None = None
     key_variable: str | None = None
@@ -150,6 +203,15 @@ class Remote(Section):
     max_tokens: Count | None = None
     require_certified: bool = False
     tolerance: Annotated[FiniteFloat, Field(ge=0)] = 1e-4
+
+    @model_validator(mode="after")
+    def _pushed(self) -> Remote:
+        if self.mode == "bias" and (self.name != "openai" or self.require_certified):
+            raise SettingsError(
+                "base.mode=bias pushes a server of OpenAI's completions, and none of its tokens is certified",
+                "give base=openai base.require_certified=false, or leave base.mode out",
+            )
+        return self
 
     @field_validator("url")
     @classmethod

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from proxytune.errors import SettingsError
-from proxytune.settings.benchmarks import Benchmark, Fields
+from proxytune.settings.benchmarks import Benchmark, Fields, Harness
 from proxytune.settings.sections import (
     Count,
     Data,
     Decode,
     Family,
+    Launch,
+    Method,
     ModelRef,
     Peft,
     Remote,
@@ -40,14 +42,31 @@ class Stage(Section):
 class Expert(Stage):
     """Tune the family's small model (or, for the ceiling, its base) on a task and register the result.
 
-    method: `name` plus any field of TRL's SFTConfig; null means the family's default, else TRL's.
+    from_ (`from` everywhere else): a registered expert to go on from; anti: what steering subtracts then, the untuned
+    model that the chain began with, or that expert. sample_steps: how often base, expert and steered are shown at work.
     """
 
-    method: dict[str, Any] = {"name": "sft"}
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+
+    method: Method = Method()
     peft: Peft = Peft()
+    launch: Launch = Launch()
     model: Literal["small", "base"] = "small"
+    from_: str | None = Field(default=None, alias="from")
+    anti: Literal["original", "start"] = "original"
     name: str | None = None
+    sample_steps: Count | None = None
     resume: bool = True
+
+    @model_validator(mode="after")
+    def _an_anti_of_its_own(self) -> Expert:
+        if self.anti == "start" and self.from_ is None:
+            raise ValueError("anti=start needs a registered expert to start from: from=NAME")
+        if self.sample_steps is not None and self.model == "base":
+            raise ValueError("sample_steps shows a small model steering the base, and model=base tunes the base itself")
+        if self.sample_steps is not None and self.launch.name != "single":
+            raise ValueError("sample_steps needs launch=single: the processes of a launch only train")
+        return self
 
 
 class Steer(Section):
@@ -111,15 +130,6 @@ class Serve(Steering):
     max_body_bytes: Count = 1 << 20
     drain_seconds: Annotated[FiniteFloat, Field(ge=0)] = 30.0
 
-    @model_validator(mode="after")
-    def _local(self) -> Serve:
-        if self.base is not None:
-            raise SettingsError(
-                "serve takes no base behind an API: the engine needs its scores for the whole vocabulary",
-                "leave base= out and name a local one with base_model=; decode takes base=",
-            )
-        return self
-
 
 class Doctor(Steering):
     """What would go wrong, looked for before anything large is loaded.
@@ -139,10 +149,13 @@ class Evaluate(Steering):
     """Loss and metric of every system on held-out rows, with paired bootstrap intervals.
 
     tuned: `auto` uses a directly tuned base if one that fits is registered, null leaves it out, else its name.
-    alphas: measured beside `alpha`, in the same pass. benchmark: measured by its rows, instead of the task's.
+    alphas: measured beside `alpha`, in the same pass. benchmark: measured by its rows, instead of the task's; harness:
+    by tasks of the lm-evaluation-harness, run as `lm_eval` says.
     """
 
     benchmark: Benchmark | None = None
+    harness: list[str] = []
+    lm_eval: Harness = Harness()
     alphas: list[FiniteFloat] = []
     split: Literal["validation", "test"] = "test"
     generate: bool = True
@@ -150,29 +163,63 @@ class Evaluate(Steering):
     bootstrap_samples: Count = 2000
     score_batch_size: Count = 32
 
+    @field_validator("harness", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        return [name for part in given.split(",") if (name := part.strip())] if isinstance(given, str) else given or []
+
     @model_validator(mode="after")
-    def _local(self) -> Evaluate:
-        if self.base is not None:
-            raise SettingsError(
-                "evaluate and sweep take no base behind an API yet: a loss needs its scores for the whole vocabulary",
-                "leave base= out and name a local one with base_model=; decode and doctor take base=",
-            )
+    def _one_kind(self) -> Evaluate:
+        if self.benchmark is not None and self.harness:
+            raise SettingsError("both benchmark= and harness= are given", "give one of them")
         return self
 
 
 class Sweep(Evaluate):
-    """Evaluate at many alphas on validation rows, draw the curve, keep the best alpha with the expert."""
+    """Evaluate at many alphas on validation rows, draw the curve, keep the best alpha with the expert.
+
+    divergence_rows: the first rows, on which the divergence from base and expert is measured; 0 leaves it out.
+    """
 
     split: Literal["validation", "test"] = "validation"
     alphas: Annotated[list[FiniteFloat], Field(min_length=1)] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
     select: Literal["loss", "metric"] = "loss"
+    divergence_rows: Annotated[int, Field(ge=0)] = 100
+
+
+class Analyze(Steering):
+    """What steering changed, token by token, in replies that were written: of `run`, else of `replies`, else those that
+    `evaluate` measures with these settings.
+
+    run: its own settings are taken, an alpha given here aside. top: likeliest tokens kept at each position. min_uses:
+    of a token that is told among the promoted and demoted. classes: `auto` goes by the task.
+    """
+
+    run: Path | None = None
+    replies: Path | None = None
+    system: Literal["base", "expert", "steered", "tuned"] = "steered"
+    classes: Literal["auto", "math", "text", "code"] = "auto"
+    top: Annotated[int, Field(ge=1, le=100)] = 5
+    min_uses: Count = 20
+    split: Literal["validation", "test"] = "test"
+    bootstrap_samples: Count = 2000
+    score_batch_size: Count = 8
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Analyze:
+        if self.run is not None and self.replies is not None:
+            raise SettingsError("both run= and replies= are given", "give one of them")
+        if self.base is not None:
+            what = "analyze takes no base behind an API: it needs its scores for the whole vocabulary"
+            raise SettingsError(what, "leave base= out and name a local one with base_model=")
+        return self
 
 
 class Demo(Sweep):
     """The whole job: expert, tuned base, side-by-side decoding, sweep, evaluation, picture."""
 
     expert: str = ""
-    method: dict[str, Any] = {"name": "sft"}
+    method: Method = Method()
     peft: Peft = Peft()
     examples: Count = 3
 

@@ -1,4 +1,4 @@
-"""`proxytune registry list | show | tag | remove`: the registered experts, for people and for scripts."""
+"""`proxytune registry list | show | tag | remove | export | import | push | pull`: for people and for scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from proxytune.errors import SettingsError
+from proxytune.errors import SettingsError, did_you_mean
 from proxytune.experts.registry import Expert, Registry
 
 _EMPTY = "No expert is registered yet. Make one: proxytune expert task=code"
@@ -62,6 +62,59 @@ def _tag(registry: Registry, given: argparse.Namespace) -> int:
 
 def _remove(registry: Registry, given: argparse.Namespace) -> int:
     print(f"{registry.remove(given.reference, force=given.force)} is removed")
+    return 0
+
+
+def _export(registry: Registry, given: argparse.Namespace) -> int:
+    from proxytune.experts import archive
+
+    expert = registry.resolve(given.reference)
+    size = archive.write(registry, expert, given.file).stat().st_size
+    print(f"{expert.reference} is in {given.file}, {size / 1e6:,.1f} MB")
+    return 0
+
+
+def _import(registry: Registry, given: argparse.Namespace) -> int:
+    from proxytune.experts import archive
+
+    return _taken(archive.read(registry, given.file, given.name))
+
+
+def _push(registry: Registry, given: argparse.Namespace) -> int:
+    from proxytune.experts import hub
+
+    expert = registry.resolve(given.reference)
+    repo = _values(given.hub, "hub")["hub"]
+    tags = [tag for tag in _tags(registry, expert) if tag != "latest"]
+    commit = hub.push(registry, expert, repo, tags, public=given.public)
+    print(f"{expert.reference} is at {repo}: proxytune registry pull hub={repo} revision={commit}")
+    return 0
+
+
+def _pull(registry: Registry, given: argparse.Namespace) -> int:
+    from proxytune.experts import hub
+
+    values = _values(given.hub, "hub", "revision")
+    return _taken(hub.pull(registry, values["hub"], values.get("revision"), given.name))
+
+
+def _values(words: list[str], *known: str) -> dict[str, str]:
+    """key=value words; the first known key must be among them."""
+    values = dict(word.partition("=")[::2] for word in words)
+    for key, value in values.items():
+        if key not in known:
+            raise SettingsError(f"unknown key {key!r}", did_you_mean(key, known))
+        if not value:
+            raise SettingsError(f"{key} needs a value", f"{key}=...")
+    if known[0] not in values:
+        raise SettingsError(f"{known[0]}= is missing", "for instance hub=my-org/code-expert")
+    return values
+
+
+def _taken(expert: Expert) -> int:
+    came = expert.manifest.origins[-1]
+    at = f" at {came.revision}" if came.revision else ""
+    print(f"{expert.reference} is registered: {came.reference} of {came.source}{at}")
     return 0
 
 
@@ -118,6 +171,12 @@ def _lineage(registry: Registry, expert: Expert) -> Iterator[tuple[str, str]]:
     yield "expert", expert.reference
     yield "tags", ", ".join(_tags(registry, expert)) or "-"
     yield "created", known.created
+    for before in known.lineage:
+        rows = f"{before.data.train:,} rows of {before.data.source}"
+        yield "went on from", f"{before.reference}: {before.method} on {rows}"
+    for came in known.origins:
+        at = f" at {came.revision}" if came.revision else ""
+        yield "taken from", f"{came.reference} of {came.source}{at}, {came.taken}"
     yield "role", f"{known.role}: {role}"
     yield "kind", "LoRA adapter" if known.kind == "lora" else "whole model"
     yield "task", f"{known.task}, prompts in {known.prompt_format} form"
@@ -142,7 +201,7 @@ def _section(title: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]
     """Nested values under dotted names, as they are given on a command line."""
     yield title, "" if values else "-"
     for key, value in _flat(values):
-        yield f"  {key}", _number(value) if isinstance(value, float) else str(value)
+        yield f"  {key}", _told(value)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -151,6 +210,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(inner, list | Mapping) for inner in value):
+        return f"{len(value)} rows, see --json"
+    return _number(value) if isinstance(value, float) else str(value)
 
 
 def _number(value: float | None) -> str:
@@ -190,4 +255,17 @@ def _parser() -> argparse.ArgumentParser:
     remove = add("remove", _remove, "Delete a version; its number is never given again.")
     remove.add_argument("reference", metavar="REF", help="which expert")
     remove.add_argument("--force", action="store_true", help="even if it is tagged; its tags go too")
+    export = add("export", _export, "Write a version to one file, to be read by import elsewhere.")
+    export.add_argument("reference", metavar="REF", help="which expert")
+    export.add_argument("file", metavar="FILE", type=Path, help="a new file, for instance code.tar")
+    taken = add("import", _import, "Register the expert in a file: checked first, and given a number of its own here.")
+    taken.add_argument("file", metavar="FILE", type=Path, help="what export wrote")
+    taken.add_argument("--name", help="what to call it here (default: its own name)")
+    push = add("push", _push, "Make a repository of the hub hold a version, with a model card.")
+    push.add_argument("reference", metavar="REF", help="which expert")
+    push.add_argument("hub", metavar="hub=ORG/NAME", nargs="+", help="which repository; made if it is not there")
+    push.add_argument("--public", action="store_true", help="a repository that this makes is public, not private")
+    pull = add("pull", _pull, "Register the expert in a repository of the hub: checked first, as by import.")
+    pull.add_argument("hub", metavar="KEY=VALUE", nargs="+", help="hub=ORG/NAME, and revision=COMMIT to pin it")
+    pull.add_argument("--name", help="what to call it here (default: its own name)")
     return parser

@@ -14,10 +14,7 @@ from proxytune.tracking import record
 
 def start(settings: Stage, stage: str, tags: Sequence[str] = (), **resolved: Any) -> AbstractContextManager[record.Run]:
     """The record of this run of a stage. resolved: what the settings left open, such as the alpha that is used."""
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
+    limit_threads(settings)
     return record.start(
         settings.tracker,
         settings.outputs,
@@ -28,6 +25,13 @@ def start(settings: Stage, stage: str, tags: Sequence[str] = (), **resolved: Any
         command=settings.command,
         tags=tags,
     )
+
+
+def limit_threads(settings: Stage) -> None:
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)
 
 
 def warn(data: Dataset) -> None:

@@ -7,11 +7,12 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from proxytune.errors import DataError
+from proxytune.tasks import preferences
 from proxytune.tasks import rows as forms
 from proxytune.tasks.task import HubData, Row, Task
 
@@ -19,30 +20,35 @@ PROBE_SECONDS = 3.0
 INSTEAD = "go online, or set data=builtin, or data=files data.train=FILE data.test=FILE"
 
 
-def read(task: Task, revision: str | None, limit_train: int | None) -> tuple[dict[str, list[Row]], dict[str, int]]:
+def read(
+    task: Task, revision: str | None, limit_train: int | None, pairs: bool = False
+) -> tuple[dict[str, list[Row]], dict[str, int]]:
     """(rows of each split, how many of each could not be used).
 
     Of the training rows only the first `limit_train` are looked at; held-out rows are read whole, as they decide which
-    training rows must go.
+    training rows must go. pairs: the task's public preferences instead.
     """
-    _check_reachable(task.hub.path)
+    hub = task.preferences if pairs else task.hub
+    if hub is None:
+        raise DataError(f"{task.name} has no public preference rows", "set data=files data.train=FILE, or data=builtin")
+    checked = preferences.read if pairs else forms.checked
+    _check_reachable(hub.path)
     found: dict[str, list[Row]] = {}
     skipped: dict[str, int] = {}
-    for split in task.hub.splits:
-        raws = list(_slice(task.hub, split, revision, limit_train if split == "train" else None))
-        found[split] = [row for place, raw in enumerate(raws) if (row := _row(task, raw, f"{split}-{place}"))]
+    for split in hub.splits:
+        raws = list(_slice(hub, split, revision, limit_train if split == "train" else None))
+        named = ((f"{split}-{place}", raw) for place, raw in enumerate(raws))
+        found[split] = [row for name, raw in named if (row := _row(hub, raw, name, checked))]
         skipped[split] = len(raws) - len(found[split])
         if not found[split]:
-            raise DataError(
-                f"no row of {task.hub.path} ({task.hub.splits[split]}) can be used for {task.name}", INSTEAD
-            )
+            raise DataError(f"no row of {hub.path} ({hub.splits[split]}) can be used for {task.name}", INSTEAD)
     return found, skipped
 
 
-def _row(task: Task, raw: Mapping[str, Any], name: str) -> Row | None:
+def _row(hub: HubData, raw: Mapping[str, Any], name: str, checked: Callable[[Mapping[str, Any]], Row]) -> Row | None:
     try:
-        row = task.hub.to_row(raw)
-        return {"id": name, **forms.checked(row)} if row else None
+        row = hub.to_row(raw)
+        return {"id": name, **checked(row)} if row else None
     except (DataError, KeyError, TypeError, AttributeError):
         return None  # public sets hold a few empty turns
 
@@ -79,14 +85,19 @@ def _check_reachable(path: str) -> None:
 
     if Path(path).is_dir() or constants.is_offline_mode():
         return
-    reached = threading.Event()
-    # A thread, because looking a name up may hang for longer than any socket timeout.
-    asking = threading.Thread(target=_ask, args=(constants.ENDPOINT, reached), daemon=True)
-    asking.start()
-    asking.join(PROBE_SECONDS)
-    if not reached.is_set():
+    if not answers(constants.ENDPOINT):
         cached = "HF_HUB_OFFLINE=1 reads what was fetched before"
         raise DataError(f"cannot read {path}: {constants.ENDPOINT} does not answer", f"{INSTEAD}; {cached}")
+
+
+def answers(address: str) -> bool:
+    """Whether anything at all answers there, within seconds."""
+    reached = threading.Event()
+    # A thread, because looking a name up may hang for longer than any socket timeout.
+    asking = threading.Thread(target=_ask, args=(address, reached), daemon=True)
+    asking.start()
+    asking.join(PROBE_SECONDS)
+    return reached.is_set()
 
 
 def _ask(address: str, reached: threading.Event) -> None:

@@ -102,4 +102,9 @@ TASK = Task(
     ),
     metrics={"rouge_l": rouge_l, "exact_match": exact_match},
     max_new_tokens=64,
+    preferences=HubData(
+        "trl-lib/ultrafeedback_binarized",
+        {"train": "train[1000:11000]", "validation": "train[:1000]", "test": "test"},
+        dict,
+    ),
 )

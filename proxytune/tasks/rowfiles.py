@@ -1,51 +1,101 @@
-"""Rows from the user's own files: JSONL, a JSON list, or CSV. What is wrong is told by file and line."""
+"""Rows from the user's own files: JSONL (also gzipped), a JSON list, or CSV. What is wrong is told by file and line."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from proxytune import settings
 from proxytune.errors import DataError, did_you_mean
 from proxytune.models.prompts import text_of
+from proxytune.tasks import preferences
 from proxytune.tasks import rows as forms
 from proxytune.tasks.task import SPLITS, Row, Task
 
 VALIDATION_SHARE = 0.05  # of the training rows, where no validation file is named
+TOLD = 8  # places of bad rows that a message names
+
+T = TypeVar("T")
 
 
-def read(data: settings.Data, task: Task) -> dict[str, list[Row]]:
-    """All splits; one without a file is empty, but validation rows are cut from the training rows."""
+def read(data: settings.Data, task: Task, pairs: bool = False) -> tuple[dict[str, list[Row]], dict[str, int]]:
+    """(rows of each split, how many of each were left out as bad, where data.bad_rows=skip).
+
+    A split without a file is empty, but validation rows are cut from the training rows. pairs: training and validation
+    rows are preferences; test rows are what the task measures on in either case.
+    """
     named = {"train": data.train, "validation": data.validation, "test": data.test}
     if not any(named.values()):
         raise DataError("data=files was given no file", "set data.train=FILE and data.test=FILE")
-    splits = {split: read_file(Path(path).expanduser(), split, task) if path else [] for split, path in named.items()}
+    splits: dict[str, list[Row]] = {}
+    skipped: dict[str, int] = {}
+    for split, name in named.items():
+        path = Path(name or "").expanduser()
+        skip = data.bad_rows == "skip"
+        splits[split], skipped[split] = (
+            read_file(path, split, task, pairs=pairs and split != "test", skip=skip) if name else ([], 0)
+        )
     if splits["train"] and not data.validation:
         splits["train"], splits["validation"] = cut(splits["train"], str(data.train))
-    return splits
+    return splits, skipped
 
 
-def read_file(path: Path, split: str, task: Task) -> list[Row]:
-    """The rows of one file, each with an id: its own, or `<split>-<place>`. One bad row refuses the file."""
+def read_file(path: Path, split: str, task: Task, *, pairs: bool = False, skip: bool = False) -> tuple[list[Row], int]:
+    """(rows of one file, how many bad ones were left out). A row's id is its own, or `<split>-<place>`.
+
+    Without `skip` any bad row refuses the file: DataError says of the first one what is wrong, and where others are.
+    """
     assert split in SPLITS
     found: dict[str, Row] = {}
+    bad: list[tuple[str, DataError]] = []
     for where, raw in _raw_rows(path):
         try:
-            row = forms.read(raw, task)
+            row = {"id": f"{split}-{len(found)}", **_row(raw, task, pairs)}
+            if row["id"] in found:
+                raise DataError(f"the id {row['id']!r} is already that of another row")
+            if split != "test":  # what a trainer reads must be of one form
+                forms.same_form(next(iter(found.values()), row), row)
+            found[row["id"]] = row
+        except DataError as error:
+            bad.append((where, error))
+    if bad and not skip:
+        where, error = bad[0]
+        others = ", ".join(where for where, _ in bad[1 : TOLD + 1]) + (" ..." if len(bad) > TOLD + 1 else "")
+        more = f"; {len(bad) - 1} more rows are bad: {others}" if others else ""
+        hint = "; ".join(filter(None, [error.hint, "data.bad_rows=skip leaves bad rows out" if more else ""]))
+        raise DataError(f"{path}, {where}: {error.what}{more}", hint) from error.__cause__
+    if not found:
+        raise DataError(f"{path} holds no rows" + (" that can be used" if bad else ""))
+    return list(found.values()), len(bad)
+
+
+def read_each(path: Path, read: Callable[[Any], T]) -> list[T]:
+    """What `read` makes of each row of a file. DataError names the place of the first that it refuses."""
+    found = []
+    for where, raw in _raw_rows(path):
+        try:
+            found.append(read(raw))
         except DataError as error:
             raise DataError(f"{path}, {where}: {error.what}", error.hint) from error.__cause__
-        row = {"id": f"{split}-{len(found)}", **row}
-        if row["id"] in found:
-            raise DataError(f"{path}, {where}: the id {row['id']!r} is already that of another row")
-        found[row["id"]] = row
     if not found:
         raise DataError(f"{path} holds no rows")
-    return list(found.values())
+    return found
+
+
+def _row(raw: Any, task: Task, pairs: bool) -> Row:
+    """Preferences are rows of the chosen reply wherever a single reply is wanted."""
+    if pairs:
+        return preferences.read(raw)
+    if isinstance(raw, dict) and "chosen" in raw:
+        return preferences.as_completion(preferences.read(raw))
+    return forms.read(raw, task)
 
 
 def cut(rows: list[Row], source: str) -> tuple[list[Row], list[Row]]:
@@ -64,17 +114,21 @@ def cut(rows: list[Row], source: str) -> tuple[list[Row], list[Row]]:
 
 def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(where it stands, row as it was written) for each row of a file."""
+    readers: dict[str, Callable[[bytes, Path], Iterator[tuple[str, Any]]]]
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path} is in no form that can be read", f"files are {', '.join(readers)}")
+    packed = path.suffix.lower() == ".gz"
+    kind = (path.with_suffix("") if packed else path).suffix.lower()
+    if kind not in readers:
+        raise DataError(f"{path} is in no form that can be read", f"files are {', '.join(readers)}, also with .gz")
     try:
-        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as spreadsheets write it
+        content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+        content = content.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as spreadsheets write it
     except FileNotFoundError:
         beside = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
         raise DataError(f"there is no file {path}", did_you_mean(path.name, beside) if beside else "") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    return readers[path.suffix.lower()](content, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return readers[kind](content, path)
 
 
 def _jsonl(content: bytes, path: Path) -> Iterator[tuple[str, Any]]:

@@ -57,6 +57,17 @@ def checked(row: Mapping[str, Any]) -> Row:
     return {**named, "prompt": prompt, "completion": completion}
 
 
+def same_form(first: Row, row: Row) -> None:
+    """DataError where one row is texts and the other messages: a trainer takes one kind."""
+    if isinstance(first["prompt"], str) != isinstance(row["prompt"], str):
+        kinds = ("a text", "messages") if isinstance(first["prompt"], str) else ("messages", "a text")
+        raise DataError(
+            f"its prompt is {kinds[1]}, and that of the first row is {kinds[0]}: some rows are texts and some are "
+            "messages",
+            "give all to train on in one form",
+        )
+
+
 def _messages(turns: Any, what: str) -> list[dict[str, str]]:
     if not isinstance(turns, list):
         raise DataError(f"one part is a list of messages, but the {what} is {type(turns).__name__}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from proxytune import files, settings
 from proxytune.errors import DataError, SettingsError, StorageError
 from proxytune.models.prompts import text_of
+from proxytune.tasks import preferences
 from proxytune.tasks.task import SPLITS, Row, Task
 
 
@@ -41,21 +42,26 @@ class Dataset:
         ]
 
 
-def load(data: settings.Data, task: Task, family: settings.Family, cache: Path) -> Dataset:
-    """All rows of a task; `cache` is a folder that may be emptied at any time. Raises DataError or SettingsError."""
+def load(data: settings.Data, task: Task, family: settings.Family, cache: Path, *, pairs: bool = False) -> Dataset:
+    """All rows of a task; `cache` is a folder that may be emptied at any time. Raises DataError or SettingsError.
+
+    pairs: training and validation rows are preferences (tasks/preferences.py) rather than completions.
+    """
     source = family.data if data.source == "auto" else data.source
     _refuse_unread(data, source)
     skipped: dict[str, int] = {}
     if source == "builtin":
         rows = _built_in(task, cache)
+        if pairs:
+            rows |= {split: preferences.made_of(rows[split]) for split in ("train", "validation")}
     elif source == "files":
         from proxytune.tasks import rowfiles
 
-        rows = rowfiles.read(data, task)
+        rows, skipped = rowfiles.read(data, task, pairs)
     else:
         from proxytune.tasks import hub
 
-        rows, skipped = hub.read(task, data.revision, data.limit_train)
+        rows, skipped = hub.read(task, data.revision, data.limit_train, pairs)
     rows, dropped = without_overlap(rows)
     assert source != "builtin" or not dropped, f"built-in rows of {task.name} stand in two splits: {dropped}"
     limits = {"train": data.limit_train, "validation": data.limit_validation, "test": data.limit_test}
@@ -86,6 +92,8 @@ def _refuse_unread(data: settings.Data, source: str) -> None:
     for key in ("train", "validation", "test"):
         if getattr(data, key) and source != "files":
             raise SettingsError(f"data.{key} is not read from data={source}", "add data=files")
+    if data.bad_rows == "skip" and source == "builtin":
+        raise SettingsError("data.bad_rows is not read from data=builtin", "leave it out")
     if data.revision and source != "hub":
         raise SettingsError(f"data.revision is not read from data={source}", "add data=hub")
 

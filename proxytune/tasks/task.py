@@ -38,7 +38,8 @@ class Task:
 
     `builtin()` returns all splits without a network. `metrics` maps each metric's name to its scorer: `score(reference,
     output)` is in 0..1, 1 for the reference itself, and is averaged over rows. The first metric is the task's own, the
-    one that tables and alpha selection use.
+    one that tables and alpha selection use. `preferences`: public rows of a chosen and a rejected reply, if any; their
+    `to_row` gives what `tasks/preferences.py` reads.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task:
     metrics: Mapping[str, Callable[[str, str], float]]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    preferences: HubData | None = None
 
     @property
     def metric_name(self) -> str:

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from proxytune.errors import ModelError, SettingsError
-from proxytune.experts import sft
+from proxytune.experts import fields, sft
+from proxytune.experts.starting import Start, check_peft, tokenizer_for
+from proxytune.experts.tuning import Job
 from proxytune.models.loading import load_model
-from proxytune.settings import ModelRef, Peft
+from proxytune.settings import Method, ModelRef, Peft
 from tests.models.tiny_family import TRAINING, save_llama, tokenizer, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,18 +37,20 @@ def rows(folder: Path, chat: bool = False) -> dict[str, list]:
 SPLITS = (("train", 0, 40), ("validation", 100, 4))
 
 
-def train(folder: Path, ref: ModelRef, *, peft: Peft = Peft(r=4), chat: bool = False, log=None, **changes):  # noqa: B008
-    return sft.train(
-        rows(folder, chat),
-        ref,
-        sft.tokenizer_for(ref, None, chat),
-        FIELDS | changes,
+def job(folder: Path, ref: ModelRef, *, peft: Peft = Peft(r=4), chat: bool = False, log=None, **changes) -> Job:  # noqa: B008
+    return Job(
+        Start(ref),
+        tokenizer_for(ref, None, chat),
+        Method(**(FIELDS | changes)),
         peft,
         folder / "work",
         seed=3,
-        resume=True,
         log=log or (lambda values, step: None),
     )
+
+
+def train(folder: Path, ref: ModelRef, *, chat: bool = False, **changes):
+    return sft.train(rows(folder, chat), job(folder, ref, chat=chat, **changes))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -101,27 +105,39 @@ def test_a_finished_expert_names_its_base_as_the_user_did_and_nothing_of_the_tra
     assert not {"training_args.bin", "README.md"} & {file.name for file in uninterrupted.iterdir()}
 
 
-def labels(ref: ModelRef, folder: Path, chat: bool) -> tuple[str, list[int]]:
-    """(the text whose loss counts, its ids) of the first row, as the trainer's own loader serves it."""
-    config = sft.configure(FIELDS, folder / "out", seed=0, evaluate=False)
-    split = rows(folder, chat)
-    own = sft.tokenizer_for(ref, None, chat)
-    trainer = sft._trainer(load_model(ref), config, {"train": split["train"][:1], "validation": []}, own, Peft(r=2))
-    (batch,) = trainer.get_train_dataloader()
-    counted = batch["labels"][0]
-    assert torch.equal(counted[counted != -100], batch["input_ids"][0][counted != -100])
-    kept = counted[counted != -100].tolist()
-    return own.decode(kept), kept
+def labels(
+    ref: ModelRef, folder: Path, chat: bool, given: list | None = None, **changes
+) -> list[tuple[str, list[int]]]:
+    """(the text whose loss counts, its ids) of each given row, else the first, as the trainer's loader serves it."""
+    from trl import SFTConfig
+
+    one = job(folder, ref, peft=Peft(r=2), chat=chat, **changes)
+    config = fields.configure(SFTConfig, one.method, folder / "out", seed=0, evaluate=False)
+    split = {"train": given or rows(folder, chat)["train"][:1], "validation": []}
+    trainer = sft.trainer(load_model(ref), config, split, one)
+    found = []
+    for batch in trainer.get_train_dataloader():
+        for ids, counted in zip(batch["input_ids"], batch["labels"], strict=True):
+            assert torch.equal(counted[counted != -100], ids[counted != -100])
+            kept = counted[counted != -100].tolist()
+            found.append((one.tokenizer.decode(kept), kept))
+    return found
 
 
 def test_the_loss_is_on_the_completion_alone_and_its_eos(small, tmp_path):
-    text, ids = labels(small, tmp_path, chat=False)
+    ((text, ids),) = labels(small, tmp_path, chat=False)
     assert text == " 1 follows 0.\n<|endoftext|>" and ids[-1] == tokenizer().eos_token_id
 
 
 def test_the_loss_of_messages_is_on_the_assistant_s_turn_and_its_end(small, tmp_path):
-    text, _ = labels(small, tmp_path, chat=True)
+    ((text, _),) = labels(small, tmp_path, chat=True)
     assert text.startswith("1 follows 0.<|end|>") and "Question" not in text
+
+
+def configured(folder: Path, *, evaluate: bool = True, seed: int = 1, defaults=None, **given):
+    from trl import SFTConfig
+
+    return fields.configure(SFTConfig, Method(**given), folder, seed=seed, evaluate=evaluate, defaults=defaults)
 
 
 @pytest.mark.parametrize(
@@ -130,57 +146,58 @@ def test_the_loss_of_messages_is_on_the_assistant_s_turn_and_its_end(small, tmp_
      ("neftune_noise_alpha", 3.0), ("save_total_limit", 9), ("gradient_checkpointing", True), ("seed", 11)],
 )  # fmt: skip
 def test_a_field_reaches_the_trainer_under_trl_s_own_name(tmp_path, field, value):
-    assert getattr(sft.configure({"name": "sft", field: value}, tmp_path, seed=1, evaluate=True), field) == value
+    assert getattr(configured(tmp_path, **{field: value}), field) == value
 
 
 def test_null_leaves_a_field_to_trl_and_the_run_s_seed_is_the_trainer_s(tmp_path):
     from trl import SFTConfig
 
-    config = sft.configure({"name": "sft", "learning_rate": None}, tmp_path, seed=7, evaluate=True)
+    config = configured(tmp_path, learning_rate=None, seed=7)
     assert config.learning_rate == SFTConfig.__dataclass_fields__["learning_rate"].default
     assert (config.seed, config.data_seed, config.report_to) == (7, 7, [])
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "given, told",
     [
+        ({"early_stoping_patience": 1}, "did you mean 'early_stopping_patience'"),
         ({"lerning_rate": 1}, "method.lerning_rate.*did you mean 'learning_rate'"),
         ({"optim": "magic"}, "method: .*magic"),
     ],
 )
-def test_a_field_that_trl_does_not_have_or_refuses_is_told(tmp_path, fields, told):
+def test_a_field_that_trl_does_not_have_or_refuses_is_told(tmp_path, given, told):
     with pytest.raises(SettingsError, match=told):
-        sft.configure(fields, tmp_path, seed=1, evaluate=True)
-
-
-def checkpoint(folder: Path, step: int) -> Path:
-    """A checkpoint as the trainer's callback seals it."""
-    place = folder / f"checkpoint-{step}"
-    place.mkdir(parents=True)
-    (place / "model.safetensors").write_bytes(b"weights")
-    (place / "optimizer.pt").write_bytes(b"moments")
-    files = {file.name: sft.hash_file(file) for file in place.iterdir()}
-    (place / sft.MARKER).write_text(json.dumps(files))
-    return place
+        configured(tmp_path, **given)
 
 
 @pytest.mark.parametrize(
-    "harm",
+    "given, when",
     [
-        lambda place: (place / sft.MARKER).unlink(),
-        lambda place: (place / sft.MARKER).write_text('{"model'),
-        lambda place: (place / "optimizer.pt").unlink(),
-        lambda place: (place / "model.safetensors").write_bytes(b"weig"),
-        lambda place: (place / "model.safetensors").write_bytes(b"weightz"),
+        ({}, ("epoch", "epoch")),
+        ({"save_steps": 5}, ("steps", "epoch")),
+        ({"eval_steps": 5}, ("epoch", "steps")),
+        ({"eval_steps": 5, "early_stopping_patience": 2}, ("steps", "steps")),
+        ({"save_steps": 5, "load_best_model_at_end": True}, ("steps", "steps")),
+        ({"eval_strategy": "no", "save_strategy": "steps"}, ("steps", "no")),
     ],
-    ids=["no marker", "half a marker", "missing file", "file cut", "file changed"],
 )
-def test_a_checkpoint_that_is_not_whole_is_passed_over_for_the_one_before(tmp_path, harm):
-    whole, broken = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
-    assert sft.last_complete(tmp_path) == broken
-    harm(broken)
-    assert sft.last_complete(tmp_path) == whole and not broken.exists()
-    assert sft.last_complete(tmp_path / "none") is None
+def test_saving_and_measuring_are_by_steps_where_steps_are_given_and_the_best_is_saved_where_measured(
+    tmp_path, given, when
+):
+    config = configured(tmp_path, **given)
+    assert (config.save_strategy, config.eval_strategy) == when
+    if config.load_best_model_at_end:
+        assert config.save_steps == config.eval_steps == 5
+
+
+def test_the_best_cannot_be_found_without_validation_rows(tmp_path):
+    with pytest.raises(SettingsError, match="none are measured"):
+        configured(tmp_path, evaluate=False, early_stopping_patience=1)
+
+
+def test_the_family_s_defaults_give_way_to_the_user_s_fields(tmp_path):
+    config = configured(tmp_path, max_length=9, defaults={"max_length": 5, "learning_rate": 0.5, "no_such": 1})
+    assert (config.max_length, config.learning_rate) == (9, 0.5)
 
 
 def test_a_training_shows_one_bar_and_nothing_of_the_libraries(small, tmp_path, capfd, recwarn):
@@ -195,10 +212,104 @@ def test_a_training_shows_one_bar_and_nothing_of_the_libraries(small, tmp_path, 
 def test_messages_need_a_chat_template(tmp_path):
     ref = ModelRef(model=str(save_llama(tmp_path / "bare", seed=1, own=tokenizer(chat=False))))
     with pytest.raises(SettingsError, match=r"no chat template.*family\.chat_template"):
-        sft.tokenizer_for(ref, None, chat=True)
+        tokenizer_for(ref, None, chat=True)
     (tmp_path / "own.jinja").write_text("{{ messages[0]['content'] }}!")
-    own = sft.tokenizer_for(ref, str(tmp_path / "own.jinja"), chat=True)
+    own = tokenizer_for(ref, str(tmp_path / "own.jinja"), chat=True)
     assert own.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
+
+
+def test_packed_rows_do_not_see_each_other(small, tmp_path):
+    """Loss of rows packed into one sequence is that of the same rows apart."""
+    from trl import SFTConfig
+
+    some = {"train": rows(tmp_path)["train"][:6], "validation": []}
+    losses = []
+    for changes in ({"per_device_train_batch_size": 6}, {"packing": True, "per_device_train_batch_size": 1}):
+        one = job(tmp_path, small, peft=Peft(name="none"), max_length=512, **changes)
+        config = fields.configure(SFTConfig, one.method, tmp_path / "out", seed=0, evaluate=False)
+        trainer = sft.trainer(load_model(small), config, some, one)
+        (batch,) = trainer.get_train_dataloader()
+        with torch.no_grad():
+            losses.append(trainer.compute_loss(trainer.model.eval(), batch).item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_every_turn_of_the_assistant_is_learned_where_that_is_asked(small, tmp_path):
+    said = [{"role": role, "content": f"{role} {place}."} for place, role in enumerate(["user", "assistant"] * 2)]
+    given = [{"prompt": said[:3], "completion": said[3:]}]
+    asked = {"assistant_only_loss": True, "completion_only_loss": False}
+    ref = ModelRef(model=str(save_llama(tmp_path / "marked", seed=1, own=marked())))
+    ((text, _),) = labels(ref, tmp_path, True, given, **asked)
+    assert "assistant 1." in text and "assistant 3." in text and "user" not in text
+
+
+def marked():
+    """The tokenizer with a chat template that marks what the assistant says."""
+    own = tokenizer()
+    own.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
+        "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    return own
+
+
+def test_learning_the_assistant_s_turns_needs_messages(small, tmp_path):
+    with pytest.raises(SettingsError, match=r"method: .*not conversational"):
+        train(tmp_path, small, assistant_only_loss=True)
+
+
+def test_training_ends_when_validation_no_longer_gets_better_and_the_best_is_what_is_saved(small, tmp_path):
+    seen = []
+    stopping = {
+        "peft": Peft(name="none"), "max_steps": 60, "save_steps": None, "eval_strategy": None, "eval_steps": 2,
+        "early_stopping_patience": 2, "learning_rate": 0.05, "save_total_limit": 1,
+    }  # fmt: skip
+    finished, figures = train(
+        tmp_path, small, log=lambda values, step: seen.append((step, values.get("validation/loss"))), **stopping
+    )
+    measured = {step: loss for step, loss in seen if loss is not None}
+    best = min(measured, key=measured.__getitem__)
+    assert figures["stopped_early"] and figures["steps"] == best + 4 < 60
+    assert (figures["best_step"], figures["validation_loss"]) == (best, measured[best])
+    kept = load_file(tmp_path / "work" / "checkpoints" / f"checkpoint-{best}" / "model.safetensors")
+    assert all(torch.equal(weights(finished)[name], kept[name]) for name in weights(finished))
+    assert len(list((tmp_path / "work" / "checkpoints").glob("checkpoint-*"))) == 2, "the best and the last"
+    (tmp_path / "work" / "finished.json").unlink()  # as if killed while the finished model was written
+    again, same = train(tmp_path, small, **stopping)
+    assert (same["steps"], same["best_step"], same["resumed_from"]) == (best + 4, best, f"checkpoint-{best + 4}")
+    assert all(torch.equal(weights(again)[name], kept[name]) for name in kept)
+
+
+def test_a_training_that_was_finished_but_not_registered_is_not_done_again(small, tmp_path):
+    first = train(tmp_path, small, max_steps=2)
+    steps = []
+    assert train(tmp_path, small, max_steps=2, log=lambda values, step: steps.append(step)) == first and not steps
+    whole = {name: tensor.clone() for name, tensor in weights(first[0]).items()}  # they are mapped from the file
+    (first[0] / "adapter_model.safetensors").write_bytes(b"half")
+    finished, figures = train(tmp_path, small, max_steps=2)
+    assert (figures["steps"], figures["resumed_from"]) == (2, "checkpoint-2"), "no step more than was asked for"
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(finished).items())
+
+
+def test_qlora_is_refused_where_it_cannot_run():
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device, and qlora could run on it")
+    with pytest.raises(SettingsError, match=r"needs a CUDA GPU.*peft=lora"):
+        check_peft(Peft(name="qlora"))
+
+
+def test_dora_is_refused_with_the_reason():
+    with pytest.raises(SettingsError, match="no low-rank term beside its anti"):
+        Peft(use_dora=True)
+
+
+def test_the_record_has_the_pace_and_the_memory_of_a_training(small, tmp_path):
+    seen = []
+    train(tmp_path, small, max_steps=4, log=lambda values, step: seen.append(values))
+    named = [values for values in seen if "train/loss" in values]
+    assert len(named) == 4
+    assert all(v["train/tokens_per_second"] > 0 and 0 < v["train/memory_gib"] < 100 for v in named)
 
 
 def test_a_broken_model_is_told_before_training(tmp_path):

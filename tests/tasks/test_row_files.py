@@ -41,7 +41,9 @@ def test_jsonl_json_and_csv_give_the_same_rows(tmp_path):
         table = csv.DictWriter(file, ["prompt", "completion", "note"])
         table.writeheader()
         table.writerows(rows)
-    read = [rowfiles.read_file(tmp_path / f"a.{kind}", "test", catalog.get("qa")) for kind in ("jsonl", "json", "csv")]
+    read = [
+        rowfiles.read_file(tmp_path / f"a.{kind}", "test", catalog.get("qa"))[0] for kind in ("jsonl", "json", "csv")
+    ]
     assert read[0] == read[1] == read[2]
     assert [{key: row[key] for key in GOOD} for row in read[0]] == rows
     assert [row["id"] for row in read[0]] == ["test-0", "test-1"]
@@ -50,7 +52,7 @@ def test_jsonl_json_and_csv_give_the_same_rows(tmp_path):
 def test_messages_become_a_prompt_and_the_last_assistant_turn(tmp_path):
     talk = [{"role": "system", "content": "Be kind."}, *TURNS, {"role": "user", "content": "Bye"}, TURNS[1]]
     path = written(tmp_path / "a.jsonl", {"messages": talk, "id": 7}, {"prompt": TURNS[:1], "completion": TURNS[1:]})
-    first, second = rowfiles.read_file(path, "train", catalog.get("instruction"))
+    (first, second), _ = rowfiles.read_file(path, "train", catalog.get("instruction"))
     assert first == {"id": "7", "prompt": talk[:-1], "completion": [TURNS[1]]}
     assert second == {"id": "train-1", "prompt": TURNS[:1], "completion": TURNS[1:]}
 

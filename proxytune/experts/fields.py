@@ -1,0 +1,86 @@
+"""TRL's configuration from a user's fields, under TRL's own names, over defaults that hold on any machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proxytune.errors import SettingsError, did_you_mean
+from proxytune.settings import Method
+
+if TYPE_CHECKING:
+    from trl import DPOConfig, SFTConfig
+
+
+def configure(
+    kind: type[SFTConfig] | type[DPOConfig],
+    method: Method,
+    output: Path,
+    *,
+    seed: int,
+    evaluate: bool,
+    defaults: Mapping[str, Any] | None = None,
+):
+    """An SFTConfig or DPOConfig (`kind`); what nobody gives is left to TRL.
+
+    evaluate: there are validation rows. defaults: the family's, of which those count that `kind` has.
+    Raises SettingsError for a field that does not exist or that TRL refuses.
+    """
+    known = {field.name for field in dataclasses.fields(kind) if field.init}
+    given = method.given()
+    for key in given:
+        if key not in known:
+            raise SettingsError(
+                f"unknown key method.{key}: TRL's {kind.__name__} has no such field",
+                did_you_mean(key, known | set(Method.model_fields)),
+            )
+    given = {key: value for key, value in (defaults or {}).items() if key in known} | given
+    best = bool(given.get("load_best_model_at_end") or method.early_stopping_patience)
+    fields = _machine(seed) | _when(given, best, evaluate) | given
+    if best and fields["eval_strategy"] == "no":
+        raise SettingsError(
+            "the best checkpoint is found on validation rows, and none are measured",
+            "give validation rows and method.eval_strategy=epoch or steps, or leave early stopping out",
+        )
+    try:
+        return kind(output_dir=str(output), **fields)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"method: {error}", f"see TRL's {kind.__name__} for the fields and their values") from error
+
+
+def _machine(seed: int) -> dict[str, Any]:
+    """Mixed precision by hardware; bars and reports are ours."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    return {
+        "use_cpu": not cuda,
+        "bf16": bf16,
+        "fp16": cuda and not bf16,
+        "gradient_checkpointing": cuda,
+        "report_to": "none",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "seed": seed,
+        "data_seed": seed,
+        "dataset_num_proc": None,
+        "disable_tqdm": True,
+    }
+
+
+def _when(given: Mapping[str, Any], best: bool, evaluate: bool) -> dict[str, Any]:
+    """When to save and to evaluate: by steps where steps are given, else each epoch.
+
+    The best checkpoint can only be kept where it was measured when it was saved.
+    """
+    steps = {name: given.get(f"{name}_steps") for name in ("save", "eval")}
+    if best and any(steps.values()):
+        steps = {"save": steps["save"] or steps["eval"], "eval": steps["eval"] or steps["save"]}
+    when = {f"{name}_strategy": "steps" if count is not None else "epoch" for name, count in steps.items()}
+    when |= {} if evaluate else {"eval_strategy": "no"}
+    # resuming restores how long early stopping has waited
+    extra = {"load_best_model_at_end": True, "restore_callback_states_from_checkpoint": True} if best else {}
+    return when | {f"{name}_steps": count for name, count in steps.items() if count is not None} | extra
