@@ -180,7 +180,8 @@ def _lines(summary: Summary) -> list[str]:
             if one[name] is not None
         ]
         lines.append(f"{one['of']} - {one['against']}: {', '.join(told)}")
-    return [*lines, gap_line(summary)] if summary["gap_closed"] else lines
+    lines += [gap_line(summary)] if summary["gap_closed"] else []
+    return [*lines, *summary.get("notes", [])]
 
 
 def _is_best(row: Mapping[str, Any], best: float | None) -> bool:

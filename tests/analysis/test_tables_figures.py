@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from proxytune.analysis import tables
-from proxytune.analysis.figures import alpha_curve, comparison, spread
+from proxytune.analysis.curve_figures import alpha_curve, spread
+from proxytune.analysis.figures import comparison
 from proxytune.errors import StorageError
 from proxytune.evaluation.summary import Scores, build
 
