@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from proxytune.decoding.request import Request, TokenLogprobs
+from proxytune.decoding.streaming import token_text
 from proxytune.serving.loop import Update
 from proxytune.serving.protocol import Chat, Completion
 
 LOWEST = -9999.0  # in place of -inf, which JSON cannot hold
-CONTEXT = 6  # ids before a token that its text is read with
-CUT = "\ufffd"  # what half a character decodes to
-
-
-def token_text(tokenizer: Any, before: Sequence[int], token: int) -> str:
-    """What a token adds to the text of the ids before it; nothing for half a character, its end gives the whole."""
-    context = list(before[-CONTEXT:])
-    start = tokenizer.decode(context, skip_special_tokens=False).rstrip(CUT)
-    return tokenizer.decode([*context, token], skip_special_tokens=False)[len(start) :].rstrip(CUT)
 
 
 @dataclass

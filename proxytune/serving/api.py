@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxytune.errors import ProxytuneError
 from proxytune.serving import guard, metrics
+from proxytune.serving.document import document, told
 from proxytune.serving.loop import Loop
 from proxytune.serving.metrics import Metrics
 from proxytune.serving.protocol import Chat, Completion, Refused, Tokenize
@@ -23,6 +24,7 @@ from proxytune.serving.writing import Server, refusal
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+HEALTH = "/health"
 POLICY = "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -49,7 +51,8 @@ class Gate:
             await send(message)
 
         try:
-            guard.check(Headers(scope=scope), self.key)
+            if scope["path"] != HEALTH:  # asked by what has no key, and tells nothing
+                guard.check(Headers(scope=scope), self.key)
         except Refused as error:
             return await refused(error)(scope, receive, counted)
         await self.app(scope, receive, counted)
@@ -71,10 +74,12 @@ def app(served: Served, loop: Loop, *, key: str | None, max_body: int) -> FastAP
 
     @api.exception_handler(HTTPException)
     async def unknown(http: Request, error: HTTPException) -> Response:
-        return refused(Refused(error.status_code, f"{http.method} {http.url.path}: {error.detail}"))
+        answer = refused(Refused(error.status_code, f"{http.method} {http.url.path}: {error.detail}"))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @api.exception_handler(Refused)
-    async def told(http: Request, error: Refused) -> Response:
+    async def refuse(http: Request, error: Refused) -> Response:
         return refused(error)
 
     @api.exception_handler(ProxytuneError)
@@ -91,42 +96,47 @@ def refused(error: Refused) -> JSONResponse:
 
 
 def routes(api: FastAPI, server: Server) -> None:
-    @api.get("/v1/models")
+    writes = (400, 404, 413, 415, 429, 499, 500, 503)
+
+    @api.get("/v1/models", **told("Models"))
     async def models():
-        return {"object": "list", "data": server.served.cards(server.created)}
+        return {"object": "list", "data": [server.served.card(name, server.created) for name in server.served.names]}
 
-    @api.get("/v1/models/{model}")
+    @api.get("/v1/models/{model}", **told("Model", 404))
     async def model(model: str):
-        server.served.mixture(model)
-        return next(card for card in server.served.cards(server.created) if card["id"] == model)
+        return server.served.card(model, server.created)
 
-    @api.post("/v1/completions")
+    @api.post("/v1/completions", **told("Reply", *writes, takes=Completion, streams=True))
     async def completions(http: Request):
         return await server.generate(http, Completion)
 
-    @api.post("/v1/chat/completions")
+    @api.post("/v1/chat/completions", **told("Reply", *writes, takes=Chat, streams=True))
     async def chat(http: Request):
         return await server.generate(http, Chat)
 
-    @api.post("/tokenize")
+    @api.post("/tokenize", **told("Tokens", 400, 404, 413, 415, takes=Tokenize))
     async def tokenize(http: Request):
         body = await server.body(http, Tokenize)
-        ids = (await asyncio.to_thread(server.served.read, body.text))["base"]
-        longest = server.served.longest(body.model or "base")
+        ids = (await asyncio.to_thread(server.served.trio.encode, body.text))["base"]
+        longest = server.served.mixture(body.model or "base").longest
         return {"count": len(ids), "max_model_len": longest, "tokens": ids}
 
-    @api.get("/health")
+    @api.get(HEALTH, **told("Health", 503))
     async def health():
         if not server.loop.alive:
             raise Refused(503, "the engine has stopped", code="engine_stopped")
         return {"status": "ok"}
 
-    @api.get("/metrics")
+    @api.get("/metrics", response_class=Response, **told())
     async def told_metrics():
         return Response(server.metrics.text(server.loop), media_type=metrics.CONTENT_TYPE)
 
+    @api.get("/openapi.json", include_in_schema=False)
+    async def described():
+        return document(api)
+
     for path, name in FILES.items():
-        api.get(path)(page_file(name))
+        api.get(path, include_in_schema=False)(page_file(name))
 
 
 def page_file(name: str):

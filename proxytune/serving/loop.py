@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
 from proxytune.decoding.engine import Engine
+from proxytune.decoding.remote import Waiting
 from proxytune.decoding.request import Reply, Request, TokenLogprobs
 from proxytune.decoding.streaming import Pieces
 
@@ -70,7 +71,7 @@ class Job:
 class Loop:
     """engines: how each is made, by name. queue: how many requests may wait for a place in an engine."""
 
-    def __init__(self, engines: Mapping[str, Callable[[], Engine]], queue: int):
+    def __init__(self, engines: Mapping[str, Callable[[], Engine | Waiting]], queue: int):
         self.makers = engines
         self.engines = {name: make() for name, make in engines.items()}
         self.capacity = {name: engine.batch_size + queue for name, engine in self.engines.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from proxytune.decoding.remote import Counts
 from proxytune.serving.loop import Loop
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -42,6 +43,11 @@ class Metrics:
         accepted = {name: each.accepted for name, each in stats.items()}
         yield from _each("engine_drafted_total", "counter", "Drafted tokens that were looked at.", drafted)
         yield from _each("engine_accepted_total", "counter", "Drafted tokens that held.", accepted)
+        if away := {name: each for name, each in stats.items() if isinstance(each, Counts)}:  # a base behind an API
+            certified = {name: each.certified for name, each in away.items()}
+            yield from _each("engine_certified_total", "counter", "Tokens written that are certified.", certified)
+            calls = {name: each.calls for name, each in away.items()}
+            yield from _each("engine_calls_total", "counter", "Questions to the base's server.", calls)
         for name, what, value in (
             ("cancelled_total", "Replies that nobody waited for.", loop.cancelled),
             ("failures_total", "Rounds that failed.", loop.failures),

@@ -9,7 +9,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from proxytune.errors import did_you_mean
 from proxytune.models.prompts import Turns
@@ -17,9 +26,28 @@ from proxytune.settings import Share
 
 MOST_ALPHA = 1000.0  # beyond it scores overflow, and one NaN ends the replies beside it
 MOST_LOGPROBS = 20
+MOST_STOPS, MOST_STOP = 16, 200
+MOST_COUNT = 2**31 - 1
+COLDEST = 0.001  # above 0: what is colder overflows too, and says what 0 says
 
+FORMS = {  # of fields that have several, where pydantic tells of one that may not be the one that was meant
+    "alpha": f"a number from -{MOST_ALPHA:g} to {MOST_ALPHA:g}, or a list of them, one for each expert",
+    "steering": 'like {"code@best": 0.7} or [{"expert": "code@best", "alpha": 0.7}], '
+    f"each alpha from -{MOST_ALPHA:g} to {MOST_ALPHA:g}",
+    "prompt": "a text, a list of token ids, or a list of texts or of lists of token ids",
+    "stop": f"a text of 1 to {MOST_STOP} characters, or at most {MOST_STOPS} such texts",
+}
+
+
+def _not_too_cold(temperature: float) -> float:
+    if 0 < temperature < COLDEST:
+        raise ValueError(f"give 0, or at least {COLDEST}")
+    return temperature
+
+
+Temperature = Annotated[FiniteFloat, Field(ge=0, le=100), AfterValidator(_not_too_cold)]
 Alpha = Annotated[FiniteFloat, Field(ge=-MOST_ALPHA, le=MOST_ALPHA)]
-Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP)]
 T = TypeVar("T")
 Some = Annotated[list[T], Field(min_length=1)]
 B = TypeVar("B", bound=BaseModel)
@@ -64,16 +92,16 @@ class Generation(Body):
     model: str
     alpha: Alpha | list[Alpha] | None = None
     steering: list[Pull] | dict[str, Alpha] | None = None
-    temperature: Annotated[FiniteFloat, Field(ge=0, le=100)] | None = None
+    temperature: Temperature | None = None
     top_p: Share | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=MOST_COUNT)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    repetition_penalty: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[FiniteFloat, Field(ge=0.01, le=100)] | None = None
     seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] = 0
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MOST_COUNT)] = 0
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # taken and of no effect
@@ -202,6 +230,8 @@ def parse(kind: type[B], data: bytes) -> B:
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             hint = did_you_mean(str(param), kind.model_fields)
             raise Refused(400, f"{param} is not known here; {hint}", param) from None
+        if param in FORMS:
+            raise Refused(400, f"{param} must be {FORMS[param]}", param) from None
         where = ".".join(str(part) for part in first["loc"])
         told = first["msg"].removeprefix("Value error, ")
         raise Refused(400, f"{where}: {told}" if where else told, param) from None

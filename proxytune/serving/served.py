@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
-
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request, sampling, variant
+from proxytune.decoding.served import small
 from proxytune.errors import did_you_mean
-from proxytune.models.prompts import Turns
 from proxytune.models.trio import Trio
 from proxytune.serving.protocol import Chat, Completion, Refused
 from proxytune.settings import Decode
@@ -30,9 +28,11 @@ class Guide:
 
 @dataclass(frozen=True)
 class Served:
-    """A trio under three names: `base`, `expert` (the first alone), and `base+` the experts' names.
+    """A trio by its names: `base`, `expert` (the first alone), and `base+` the experts' names.
 
+    Of several experts each is also there alone, by its name, and `base+` some of them holds the others at alpha 0.
     decode: what a body leaves open. tokens: of a reply where a body does not say; max_tokens: the most.
+    example: a prompt such as the first expert was tuned on.
     """
 
     trio: Trio
@@ -40,6 +40,7 @@ class Served:
     decode: Decode
     tokens: int
     max_tokens: int
+    example: str = ""
 
     @cached_property
     def steered(self) -> str:
@@ -47,69 +48,102 @@ class Served:
 
     @cached_property
     def mixtures(self) -> dict[str, Mixture]:
+        """What has an engine of its own, by name. A base behind an API is the steered one at alpha 0."""
         trio = self.trio
-        return {
-            "base": Mixture(trio.base, trio.vocabulary),
-            "expert": Mixture(trio.pairs[0][0], trio.vocabulary),
-            self.steered: Mixture(trio.base, trio.vocabulary, trio.pairs),
-        }
+        experts = [Mixture(expert, trio.vocabulary) for expert, _ in trio.pairs]
+        alone = {guide.name: mixture for guide, mixture in zip(self.guides[1:], experts[1:], strict=True)}
+        if trio.local is None:
+            return {**alone, "expert": experts[0], self.steered: small(trio.pairs, trio.vocabulary)}
+        steered = Mixture(trio.base, trio.vocabulary, trio.pairs)
+        return {**alone, "base": Mixture(trio.base, trio.vocabulary), "expert": experts[0], self.steered: steered}
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where an expert stands among the guides, by its version and by the name asked for."""
+        found = {guide.reference: place for place, guide in enumerate(self.guides)}
+        return found | {guide.name: place for place, guide in enumerate(self.guides)}
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What is listed; `resolve` knows more."""
+        alone, some = [g.name for g in self.guides], [f"base+{g.name}" for g in self.guides]
+        several = [*alone, *some] if len(self.guides) > 1 else []
+        return tuple(dict.fromkeys(["base", "expert", *several, self.steered]))
+
+    def resolve(self, model: str) -> tuple[str, tuple[int, ...]]:
+        """The mixture that a model's name means, and the places of the experts that steer it."""
+        first, *others = model.split("+")
+        places = tuple(self.places[name] for name in others if name in self.places)
+        if first == "base" and others and len(set(places)) == len(others):
+            return self.steered, places
+        if model in self.mixtures:
+            return model, ()
+        if model == "base":
+            return self.steered, ()
+        if model in self.places:
+            place = self.places[model]
+            return (self.guides[place].name if place else "expert"), ()
+        hint = did_you_mean(model, self.names)
+        raise Refused(404, f"no model {model!r} is served; {hint}", "model", "model_not_found")
 
     @property
     def tokenizer(self) -> Any:
         return self.trio.tokenizers["base"]
 
     def mixture(self, model: str) -> Mixture:
-        if model not in self.mixtures:
-            hint = did_you_mean(model, self.mixtures)
-            raise Refused(404, f"no model {model!r} is served; {hint}", "model", "model_not_found")
-        return self.mixtures[model]
+        return self.mixtures[self.resolve(model)[0]]
 
-    def longest(self, model: str) -> int | None:
-        """How many ids the models of a mixture read at most."""
-        terms = self.mixture(model).terms
-        return min((s for term in terms if (s := getattr(term.source, "longest", None))), default=None)
+    def roles(self, engine: str) -> list[str]:
+        """Who reads a prompt, the one whose tokens are counted first."""
+        own = [term.role for term in self.mixtures[engine].terms]
+        return ["base", *own] if self.trio.local is None and engine == self.steered else own
 
-    def cards(self, created: int) -> list[dict[str, Any]]:
-        steers = [{"expert": g.name, "version": g.reference, "alpha": g.alpha} for g in self.guides]
-        return [
-            {
-                "id": model,
-                "object": "model",
-                "created": created,
-                "owned_by": "proxytune",
-                "max_model_len": self.longest(model),
-                "steering": steers if mixture.pairs else [],
-            }
-            for model, mixture in self.mixtures.items()
-        ]
+    def card(self, model: str, created: int) -> dict[str, Any]:
+        engine, places = self.resolve(model)
+        steers = [self.guides[place] for place in places]
+        return {
+            "id": model,
+            "object": "model",
+            "created": created,
+            "owned_by": "proxytune",
+            "max_model_len": self.mixtures[engine].longest,
+            "max_tokens": self.max_tokens,
+            "steering": [{"expert": g.name, "version": g.reference, "alpha": g.alpha} for g in steers],
+            "example": self.example,
+            "logprobs": self.trio.local is not None,  # a base behind an API does not tell them
+        }
 
     def alphas(self, body: Completion | Chat) -> tuple[float, ...]:
-        """One alpha for each expert of the model asked for, as asked for."""
-        if not self.mixture(body.model).pairs:
+        """One alpha for each expert that is served, as asked for; none where the model is not steered."""
+        engine, places = self.resolve(body.model)
+        if not places:
             if body.alpha is not None or body.steering is not None:
                 raise Refused(400, f"{body.model} is not steered; ask for {self.steered}", "alpha")
-            return ()
+            return self._spread(()) if engine == self.steered else ()
         if body.steering is not None:
             given = body.steering
             return self._named(given if isinstance(given, dict) else {pull.expert: pull.alpha for pull in given})
-        own = tuple(guide.alpha for guide in self.guides)
-        if body.alpha is None:
-            return own
-        if not isinstance(body.alpha, list):
-            return (body.alpha, *own[1:])
-        if len(body.alpha) != len(own):
-            raise Refused(400, f"{len(body.alpha)} alphas are given for {len(own)} experts; give one each", "alpha")
-        return tuple(body.alpha)
+        own = [self.guides[place].alpha for place in places]
+        if isinstance(body.alpha, list):
+            if len(body.alpha) != len(own):
+                what = f"alpha has {len(body.alpha)} numbers, and {body.model} takes {len(own)}: one for each expert"
+                raise Refused(400, what, "alpha")
+            own = body.alpha
+        elif body.alpha is not None:
+            own[0] = body.alpha
+        return self._spread(zip(places, own, strict=True))
 
     def _named(self, given: dict[str, float]) -> tuple[float, ...]:
-        places = {g.reference: i for i, g in enumerate(self.guides)} | {g.name: i for i, g in enumerate(self.guides)}
-        alphas = [0.0] * len(self.guides)
-        for name, alpha in given.items():
-            if name not in places:
+        for name in given:
+            if name not in self.places:
                 hint = did_you_mean(name, [guide.name for guide in self.guides])
                 raise Refused(400, f"no expert {name!r} is served; {hint}", "steering")
-            alphas[places[name]] = alpha
-        return tuple(alphas)
+        return self._spread((self.places[name], alpha) for name, alpha in given.items())
+
+    def _spread(self, given: Iterable[tuple[int, float]]) -> tuple[float, ...]:
+        """Alphas in their places, 0 in the others."""
+        by_place = dict(given)
+        return tuple(by_place.get(place, 0.0) for place in range(len(self.guides)))
 
     def requests(self, body: Completion | Chat) -> list[Request]:
         """One for each choice of each prompt, in their order. Raises Refused where the body asks for too much."""
@@ -139,27 +173,21 @@ class Served:
         seed = secrets.randbits(31) if body.seed is None else body.seed
         return replace(sampling(self.decode, 0), seed=seed, **given)
 
-    def _encode(self, model: str, prompt: Turns | list[int]) -> dict[str, list[int]]:
+    def _encode(self, model: str, prompt: Any) -> dict[str, list[int]]:
         if isinstance(prompt, list) and isinstance(prompt[0], int):
             ids = self._given_ids(model, prompt)
         else:
-            ids = self.read(prompt)
-        used = max(len(ids[term.role]) for term in self.mixture(model).terms)
-        longest = self.longest(model)
+            ids = self.trio.encode(prompt)
+        mixture = self.mixture(model)
+        used, longest = max(len(ids[term.role]) for term in mixture.terms), mixture.longest
         if longest is not None and used >= longest:
             what = f"a prompt has {used} tokens and the models read {longest}, the reply's included; shorten the prompt"
             raise Refused(400, what, "prompt", "context_length_exceeded")
         return ids
 
-    def read(self, prompt: Any) -> dict[str, list[int]]:
-        try:
-            return self.trio.encode(prompt)
-        except TemplateError as error:
-            raise Refused(400, f"the expert's chat template refuses these messages: {error}", "messages") from None
-
     def _given_ids(self, model: str, prompt: Sequence[Any]) -> dict[str, list[int]]:
         """Ids are read as they stand by every model, so none of them may want a chat format around the prompt."""
-        roles = [term.role for term in self.mixture(model).terms]
+        roles = self.roles(self.resolve(model)[0])
         if any(self.trio.formats[role] == "chat" for role in roles):
             raise Refused(400, "the expert reads prompts in its chat format, so give text, not token ids", "prompt")
         foreign = next((i for i in prompt if i not in self.trio.vocabulary), None)

@@ -42,14 +42,15 @@ class Server:
         """Answer a completion or a chat, whole or as a stream."""
         began = time.perf_counter()
         body = await self.body(http, kind)
-        role, count = self.served.mixture(body.model).base.role, body.n or 1
-        if (choices := len(body.prompts) * count) > (most := self.loop.capacity[body.model]):
+        engine, _ = self.served.resolve(body.model)
+        role, count = self.served.roles(engine)[0], body.n or 1
+        if (choices := len(body.prompts) * count) > (most := self.loop.capacity[engine]):
             raise Refused(400, f"{choices} choices are more than this server takes at once, which is {most}", "n")
         requests = await asyncio.to_thread(self.served.requests, body)
         envelope = Envelope(body, sum(len(r.prompts[role]) for r in requests[::count]), self.steering(requests[0]))
         writers = [Writer(body, request, self.served.tokenizer, i) for i, request in enumerate(requests)]
-        gains = self.follow(http, body.model, requests, bool(body.stream))
-        counted = self.count(gains, envelope, began)
+        gains = self.follow(http, engine, requests, bool(body.stream))
+        counted = self.count(gains, engine, envelope, began)
         first = await anext(counted, None)  # what cannot be written at all is told by the status
         if body.stream:
             events = stream(first, counted, envelope, writers)
@@ -68,9 +69,8 @@ class Server:
             {"expert": guide.reference, "alpha": alpha} for guide, alpha in zip(guides, request.alphas, strict=True)
         ]
 
-    async def count(self, gains: Gains, envelope: Envelope, began: float) -> Gains:
+    async def count(self, gains: Gains, model: str, envelope: Envelope, began: float) -> Gains:
         """Pass the gains on, and count them; what was refused before its first token is no generation."""
-        model = envelope.body.model
         try:
             async for place, update in gains:
                 envelope.completion_tokens += len(update.token_ids)

@@ -8,19 +8,23 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from proxytune.decoding.engine import build
+from proxytune.decoding.engine import Engine, build
+from proxytune.decoding.remote import Waiting
 from proxytune.errors import SettingsError
 from proxytune.experts.registry import Expert
+from proxytune.models.prompts import text_of
+from proxytune.models.trio import Trio
 from proxytune.settings import Serve
 from proxytune.stages import trio as trios
+from proxytune.stages.served import reach
 from proxytune.stages.start import start
-from proxytune.tasks import catalog
+from proxytune.tasks import catalog, sources
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -55,18 +59,43 @@ def assemble(settings: Serve, expert: Expert, key: str | None = None) -> FastAPI
     from proxytune.serving.served import Guide, Served
 
     names = [settings.expert, *(steer.expert for steer in settings.steering[1:])]
-    experts = [(expert, trios.alpha_of(settings, expert)), *trios.held(settings)]
+    beside = trios.held(settings)
+    experts = [(expert, trios.alpha_of(settings, expert)), *beside]
     served = Served(
-        trio=trios.load(settings, expert),
+        trio=trios.load(settings, expert, beside),
         guides=tuple(Guide(name, e.reference, a) for name, (e, a) in zip(names, experts, strict=True)),
         decode=settings.decode,
         tokens=min(settings.max_tokens, trios.limits(settings, catalog.get(settings.task.name)).max_new_tokens),
         max_tokens=settings.max_tokens,
+        example=example(settings, expert),
     )
-    engines = {
+    engines: dict[str, Callable[[], Engine | Waiting]] = {
         name: partial(build, mixture, served.tokenizer, settings.decode) for name, mixture in served.mixtures.items()
     }
+    if settings.base is not None:
+        engines[served.steered] = behind(settings, served.trio)
     return api.app(served, Loop(engines, settings.queue), key=key, max_body=settings.max_body_bytes)
+
+
+def behind(settings: Serve, trio: Trio) -> Callable[[], Waiting]:
+    """How an engine is made whose base is behind an API; the server is tried once, here."""
+    if settings.base is not None and settings.base.mode == "bias":
+        raise SettingsError(
+            "serve takes no base.mode=bias: its answers could not be told from exact ones", "leave it out"
+        )
+    there = reach(settings, trio)
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    tokenizer, size = trio.tokenizers["base"], settings.decode.prefill_tokens
+    return lambda: Waiting(there.engine(trio.pairs, trio.vocabulary, tokenizer, size), runner)
+
+
+def example(settings: Serve, expert: Expert) -> str:
+    """A prompt that the expert was not tuned on; none where its task's rows are not built in."""
+    source = settings.family.data if settings.data.source == "auto" else settings.data.source
+    if source != "builtin" or expert.manifest.task not in catalog.TASKS:
+        return ""
+    task, cache = catalog.get(expert.manifest.task), settings.outputs / "cache"
+    return text_of(sources.load(settings.data, task, settings.family, cache).rows["validation"][0]["prompt"])
 
 
 def answer(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:

@@ -46,11 +46,14 @@ class House:
         }
         return Serve(**(values | changes))
 
-    def publish(self, name: str, seed: int, **changes: Any) -> None:
+    def publish(self, name: str, seed: int, template: str | None = None, **changes: Any) -> None:
+        """template: of chats, instead of the family's."""
+        own = tokenizer()
+        own.chat_template = template or own.chat_template
         registry = Registry(self.outputs / "registry")
         with registry.staging() as folder:
             adapter(load_model(self.family.small), seed, folder)
-            tokenizer().save_pretrained(folder)
+            own.save_pretrained(folder)
             draft = {
                 "name": name,
                 "task": "qa",

@@ -24,7 +24,8 @@ from proxytune.stages import trio as trios
 from tests.serving.conftest import STEERED, House, running
 
 KEY = "canary-5f3a9c1e"
-ROUTES = [*FILES, "/health", "/metrics", "/v1/models", "/v1/models/base", "/nowhere"]
+ROUTES = [*FILES, "/openapi.json", "/metrics", "/v1/models", "/v1/models/base", "/nowhere"]
+POSTS = ["/v1/completions", "/v1/chat/completions", "/tokenize"]
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +34,16 @@ def keyed(house):
         yield found
 
 
-def test_a_key_guards_every_route(keyed):
-    asked = [("GET", route) for route in ROUTES]
-    asked += [("POST", route) for route in ("/v1/completions", "/v1/chat/completions", "/tokenize")]
+def test_a_key_guards_every_route_but_health(keyed):
+    paths = {route.path.replace("{model}", "base") for route in keyed.app.routes}
+    assert paths == {*ROUTES[:-1], *POSTS, "/health"}
+    asked = [("GET", route) for route in ROUTES] + [("POST", route) for route in POSTS]
     with httpx2.Client(base_url=keyed.url) as http:
         for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}, {"Authorization": KEY}):
             for method, route in asked:
                 answer = http.request(method, route, headers=given)
                 assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key", route
+        assert http.get("/health").json() == {"status": "ok"}
         for route in ROUTES[:-1]:
             assert http.get(route, headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
 
@@ -59,9 +62,9 @@ def test_the_client_s_key_and_a_browser_s_password_are_the_key(keyed):
 def test_without_a_key_only_this_machine_s_own_names_are_answered(server):
     port = server.url.rpartition(":")[2]
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", "127.0.0.1"):
-        assert httpx2.get(f"{server.url}/health", headers={"Host": host}).json() == {"status": "ok"}
+        assert httpx2.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == 200
     for host in ("rebound.example", f"127.0.0.1.example:{port}", "192.168.0.1", ""):
-        assert httpx2.get(f"{server.url}/health", headers={"Host": host}).status_code == 403
+        assert httpx2.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == 403
 
 
 def test_a_host_that_others_reach_needs_a_key():
@@ -94,7 +97,12 @@ def test_a_body_is_json_and_says_so(server):
 
 
 def test_unknown_routes_and_methods_have_openai_s_shape(server):
-    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405), ("GET", "/docs", 404)):
+    for method, path, status in (
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/completions", 405),
+        ("GET", "/docs", 404),
+        ("GET", "/redoc", 404),
+    ):
         answer = httpx2.request(method, server.url + path)
         assert answer.status_code == status and set(answer.json()["error"]) == {"message", "type", "param", "code"}
 

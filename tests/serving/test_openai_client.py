@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from proxytune.decoding.engine import Engine
+from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
 from proxytune.models import trio as trio_module
 from proxytune.settings import Decode
@@ -42,9 +43,11 @@ def alone(trio, prompt, alphas, name="steered", count=12, seed=11, temperature=1
 
 def test_base_expert_and_steered_are_listed_with_their_alphas(client):
     found = {model.id: model for model in client.models.list()}
-    assert list(found) == ["base", "expert", STEERED]
+    assert {"base", "expert", STEERED} <= set(found)
     assert [(s["version"], s["alpha"]) for s in found[STEERED].steering] == [("qa@v1", 0.5), ("style@v1", 0.0)]
-    assert client.models.retrieve(STEERED).max_model_len == 2048
+    card = client.models.retrieve(STEERED)
+    assert (card.max_model_len, card.max_tokens) == (2048, 2048)
+    assert card.example.startswith("Question: ") and card.example.endswith("\nAnswer:")  # of the first expert's task
 
 
 @pytest.mark.parametrize(("model", "name"), [("base", "base"), ("expert", "expert"), (STEERED, "steered")])
@@ -227,24 +230,6 @@ def test_tokenize_gives_the_base_s_ids(server, trio):
     assert post(messages=[{"role": "user", "content": "Hi"}])["tokens"] == trio.encode("Hi\n")["base"]
 
 
-def test_a_client_that_leaves_frees_its_place(house):
-    """Whole and streamed answers both: what is not read is not written."""
-    settings = house.settings(decode=Decode(batch_size=1), steering=[])
-    with running(settings) as server:
-        client = server.client()
-        long = {"model": "base", "prompt": ASKED, "max_tokens": 1900, "extra_body": {"min_tokens": 1900}}
-        stream = client.completions.create(**long, stream=True)
-        next(iter(stream))
-        stream.close()
-        until(lambda: metric(server.url, "proxytune_cancelled_total") == 1)
-        with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=0.3).completions.create(**long)
-        until(lambda: metric(server.url, "proxytune_cancelled_total") == 2)
-        assert metric(server.url, 'proxytune_rows{model="base"}') == 0
-        assert client.completions.create(model="base", prompt=ASKED, max_tokens=3).usage.completion_tokens == 3
-        assert metric(server.url, 'proxytune_engine_tokens_total{model="base"}') < 3000
-
-
 def test_a_full_queue_is_429_and_the_others_are_answered(house):
     settings = house.settings(decode=Decode(batch_size=1), queue=1, steering=[])
     with running(settings) as server:
@@ -270,12 +255,18 @@ REFUSED = [
     ({"model": "bse"}, 404, "did you mean 'base'"),
     ({"alpa": 1}, 400, "did you mean 'alpha'"),
     ({"alpha": 1}, 400, f"base is not steered; ask for {STEERED}"),
-    ({"model": STEERED, "alpha": [1]}, 400, "1 alphas are given for 2 experts"),
-    ({"model": STEERED, "alpha": 1e9}, 400, "less than or equal to 1000"),
+    ({"model": STEERED, "alpha": [1]}, 400, f"alpha has 1 numbers, and {STEERED} takes 2"),
+    ({"model": STEERED, "alpha": 1e9}, 400, "alpha must be a number from -1000 to 1000"),
     ({"model": STEERED, "alpha": 1, "steering": {}}, 400, "not both"),
     ({"model": STEERED, "steering": {"cod": 1}}, 400, "no expert 'cod'"),
     ({"prompt": ""}, 400, "a prompt is empty"),
-    ({"prompt": []}, 400, "prompt"),
+    ({"prompt": []}, 400, "prompt must be a text"),
+    ({"model": STEERED, "alpha": float("nan")}, 400, "alpha must be a number"),
+    ({"model": STEERED, "alpha": [1, float("inf")]}, 400, "alpha must be a number"),
+    ({"model": STEERED, "steering": {"qa@best": 1e9}}, 400, "steering must be like"),
+    ({"top_k": 2**63}, 400, "top_k: "),
+    ({"temperature": 1e-300}, 400, "temperature: give 0, or at least 0.001"),
+    ({"repetition_penalty": 1e300}, 400, "repetition_penalty: "),
     ({"prompt": "x " * 3000}, 400, "the models read 2048"),
     ({"prompt": "\ud800"}, 400, "not JSON text"),
     ({"max_tokens": 0}, 400, "max_tokens: "),
@@ -319,6 +310,48 @@ def test_a_chat_that_asks_for_what_is_not_done_is_refused(server, changes, said)
     body = {"model": "base", "messages": [{"role": "user", "content": "x"}]} | changes
     answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body)
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
+STERN = """{% for m in messages %}{% if m.role != ['user', 'assistant'][loop.index0 % 2] %}\
+{{ raise_exception('turns must take turns') }}{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"""
+
+
+def test_turns_that_the_expert_s_template_refuses_are_refused_in_one_line(house):
+    house.publish("stern", 3, STERN, prompt_format="chat")
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}
+    with running(house.settings(expert="stern@v1", steering=[])) as server:
+        client = server.client()
+
+        def ask(*messages):
+            return client.chat.completions.create(model="base+stern@v1", messages=messages, max_tokens=2)
+
+        assert ask(system, user).usage.completion_tokens == ask(user).usage.completion_tokens == 2
+        for messages in ((system,), (user, user)):
+            with pytest.raises(openai.BadRequestError, match="turns must take turns") as refused:
+                ask(*messages)
+            assert "\n" not in refused.value.body["message"]
+            asked = httpx2.post(f"{server.url}/tokenize", json={"messages": messages})
+            assert asked.status_code == 400
+
+
+def test_experts_go_by_their_own_names_alone_and_some_of_them_steer(client, trio):
+    names = [model.id for model in client.models.list()]
+    assert names == ["base", "expert", "qa@best", "style@v1", "base+qa@best", "base+style@v1", STEERED]
+
+    def text(model, **extra):
+        return client.completions.create(model=model, prompt=ASKED, **SAMPLED, extra_body=extra).choices[0].text
+
+    assert text("qa@best") == text("qa@v1") == text("expert") == alone(trio, ASKED, (), "expert").text
+    second = Mixture(trio.pairs[1][0], trio.vocabulary)
+    request = Request(trio.encode(ASKED), Limits(12, trio.end_ids), (), Sampling(1.0, seed=11))
+    ((_, reply),) = Engine(second, trio.tokenizers["base"]).run([request])
+    assert text("style@v1") == reply.text
+    assert text("base+style@v1", alpha=1.5) == alone(trio, ASKED, (0.0, 1.5)).text
+    assert text("base+style@v1+qa@v1", alpha=[1.5, 0.25]) == alone(trio, ASKED, (0.25, 1.5)).text
+    assert text("base+qa@best") == alone(trio, ASKED, (0.5, 0.0)).text
+    for wrong in ("base+", "base+qa@best+qa@best", "expert+qa@best", "base+cod"):
+        with pytest.raises(openai.NotFoundError, match="no model"):
+            text(wrong)
 
 
 def test_a_failure_amid_a_stream_is_told_in_it_and_the_next_request_is_answered(house):
