@@ -160,7 +160,7 @@ class Rows:
     def refuse(self, row: int, position: int) -> None:
         place = len(self.each[row].reply.token_ids) + position
         raise ModelError(
-            f"a model gave NaN at output position {place} of prompt {self.each[row].handle}",
+            f"a model gave NaN or infinity at output position {place} of prompt {self.each[row].handle}",
             "load it in float32 (family.dtype=float32)",
         )
 

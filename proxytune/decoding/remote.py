@@ -21,6 +21,7 @@ import torch
 from proxytune.decoding.drafting import Chain, Clock, Stats
 from proxytune.decoding.engine import Row, Rows
 from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.pushed import Pusher
 from proxytune.decoding.request import Reply, Request, fitted
 from proxytune.decoding.round import Round
 from proxytune.decoding.verdicts import Verdicts, prefix
@@ -38,12 +39,14 @@ class CertifiedReply(Reply):
 
     certified: list[bool] = field(default_factory=list)
     calls: int = 0
+    inexact: bool = False  # the base was only pushed (decoding/pushed.py)
 
 
 @dataclass
 class Counts:
     """What the loop did so far; calls are questions to the server, retries aside."""
 
+    rounds: int = 0
     tokens: int = 0
     certified: int = 0
     calls: int = 0
@@ -95,6 +98,7 @@ class RemoteEngine:
         self.handles = 0
         self.counts = Counts()
         self.fault: Exception | None = None
+        self.pusher = Pusher(base, tokenizer, vocabulary.size) if base.settings.mode == "bias" else None
 
     @property
     def busy(self) -> bool:
@@ -118,7 +122,12 @@ class RemoteEngine:
                 "log-probabilities of a reply need the base's scores for the whole vocabulary",
                 "do not ask for them with a base behind an API",
             )
-        row = Row(self.handles, fitted(request, self.small, self.longest), CertifiedReply())
+        if self.pusher and (request.sampling.top_k or request.sampling.min_p):
+            raise SettingsError(
+                "base.mode=bias leaves sampling to the server, which has no top_k or min_p", "leave them out"
+            )
+        reply = CertifiedReply(inexact=self.pusher is not None)
+        row = Row(self.handles, fitted(request, self.small, self.longest), reply)
         self.handles += 1
         self.waiting.append(row)
         return row.handle
@@ -152,6 +161,15 @@ class RemoteEngine:
                     if reply.finish_reason:
                         yield places[handle], reply
 
+    def cancel(self, handle: int) -> None:
+        """As `Engine.cancel`."""
+        self.waiting = deque(row for row in self.waiting if row.handle != handle)
+        for i, row in enumerate(self.rows.each):
+            if row.handle == handle:
+                row.reply.finish_reason = "cancelled"
+                self.rows.drop(i)
+                return
+
     async def step(self) -> list[tuple[int, CertifiedReply]]:
         """One round: every row says at least one token. Returns (handle, reply so far) of the rows that did.
 
@@ -163,6 +181,7 @@ class RemoteEngine:
         if not self.rows.each:
             return []
         self.rows.advance()
+        self.counts.rounds += 1
         left = max(row.left for row in self.rows.each)
         if self.longest is not None:
             left = min(left, self.longest - max(int(starts.max()) for starts in self.rows.starts.values()))
@@ -195,6 +214,8 @@ class RemoteEngine:
     async def _ask(self, round: Round) -> list[list[Told] | BaseException]:
         """The base's answers to every row, while the small models read their last position."""
         positions = round.drafted_RK.shape[1] + 1
+        if self.pusher:
+            return await self._push(round, self.pusher)
         asked = asyncio.gather(
             *(self._call(row, Query(prefix(round, i, positions - 1), self.top, positions=positions))
               for i, row in enumerate(self.rows.each)),
@@ -212,15 +233,35 @@ class RemoteEngine:
             raise
         return await asked
 
-    async def _call(self, row: Row, query: Query) -> list[Told]:
+    async def _push(self, round: Round, pusher: Pusher) -> list[list[Told] | BaseException]:
+        """What the server says of its own, once the small models' scores tell how to push it."""
+        await asyncio.to_thread(torch.inference_mode()(round.extend), self.small.terms, 1)
+
+        async def say(i: int, row: Row) -> list[Told]:
+            self._count(row)
+            token = await pusher.next(round, i, prefix(round, i, 0))
+            return [Told([token], [0.0], 0.0, token)]
+
+        each = (say(i, row) for i, row in enumerate(self.rows.each))
+        return await asyncio.gather(*each, return_exceptions=True)
+
+    def _count(self, row: Row) -> None:
         self.counts.calls += 1
         _certified(row).calls += 1
+
+    async def _call(self, row: Row, query: Query) -> list[Told]:
+        self._count(row)
         return await self.base.ask(query)
 
     async def _write(self, round: Round, i: int, told: list[Told]) -> Row:
         """Say tokens while the draft holds, up to the first that does not."""
         row = self.rows.each[i]
         reply, counts = _certified(row), self.counts
+        if self.pusher:
+            reply.certified.append(False)
+            reply.append(told[0].ids[0], row.request.limits, self.tokenizer)
+            counts.tokens += 1
+            return row
         verdicts = Verdicts(round, i, self.base.dialect.unbounded, self.abilities, self.top, told)
         for position in range(len(told)):
             decision = verdicts.decide(position)
@@ -247,6 +288,40 @@ class RemoteEngine:
             "base.require_certified=true",
             "raise base.top, or take marked tokens: base.require_certified=false",
         )
+
+
+class Waiting:
+    """A RemoteEngine for callers without an event loop: the same calls, waited for.
+
+    runner: whose loop the server's connections live in, as long as it does; engines of one server share it.
+    """
+
+    def __init__(self, engine: RemoteEngine, runner: asyncio.Runner):
+        self.engine, self.runner = engine, runner
+        self.tokenizer, self.batch_size, self.longest = engine.tokenizer, engine.batch_size, engine.longest
+        self.submit, self.cancel = engine.submit, engine.cancel
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy
+
+    @property
+    def rows(self) -> Rows:
+        return self.engine.rows
+
+    @property
+    def stats(self) -> Counts:
+        return self.engine.counts
+
+    def step(self) -> list[tuple[int, CertifiedReply]]:
+        if not self.engine.base.users:
+            self.runner.run(self.engine.base.__aenter__())
+        return self.runner.run(self.engine.step())
+
+    def close(self) -> None:
+        if self.engine.base.users:
+            self.runner.run(self.engine.base.__aexit__())
+        self.runner.close()
 
 
 def _certified(row: Row) -> CertifiedReply:

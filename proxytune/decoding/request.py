@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from proxytune.decoding.mixture import Mixture, Prompts
 from proxytune.errors import SettingsError
@@ -35,6 +35,15 @@ class Limits:
         the bytes, and some.
         """
         return 16 + 2 * max((len(stop.encode()) for stop in self.stop), default=0)
+
+    @cached_property
+    def lasts(self) -> frozenset[str]:
+        return frozenset(stop[-1] for stop in self.stop if stop)
+
+    def may_end(self, piece: str) -> bool:
+        """Whether an id of this text can complete a stop string: it brings the last character of one, or may do so in
+        its place (half a character; a space, which tokenizers cut from the text of a single id)."""
+        return "\ufffd" in piece or " " in self.lasts or not self.lasts.isdisjoint(piece)
 
 
 @dataclass(frozen=True)
@@ -107,11 +116,9 @@ class Reply:
         looks = limits.stop and count > limits.min_new_tokens
         if not (looks or self.finish_reason):
             return
-        if not self.finish_reason:
-            latest = self.token_ids[-limits.reach :]
-            end = tokenizer.decode(latest, skip_special_tokens=True)
-            if not any(stop in end for stop in limits.stop):
-                return
+        first = count == limits.min_new_tokens + 1  # one may stand in what was said before any was looked for
+        if not (self.finish_reason or first or self._stops(token, limits, tokenizer)):
+            return
         text = self.text_so_far(limits, tokenizer)
         cuts = [at for stop in limits.stop if (at := text.find(stop)) >= 0] if looks else []
         if cuts:
@@ -119,9 +126,22 @@ class Reply:
         if self.finish_reason:
             self.text = text
 
+    def _stops(self, token: int, limits: Limits, tokenizer) -> bool:
+        """Whether the last id may have completed a stop string; the end of the reply tells, not its whole text."""
+        if not limits.may_end(piece(tokenizer, token)):
+            return False
+        end = tokenizer.decode(self.token_ids[-limits.reach :], skip_special_tokens=True)
+        return any(stop in end for stop in limits.stop)
+
     def text_so_far(self, limits: Limits, tokenizer) -> str:
         """The text of the ids so far, without the end token; other special tokens are left out."""
         return tokenizer.decode(said(self.token_ids, limits), skip_special_tokens=True)
+
+
+@lru_cache(maxsize=1 << 20)
+def piece(tokenizer, token: int) -> str:
+    """The text of an id by itself."""
+    return tokenizer.decode([token], skip_special_tokens=True)
 
 
 def said(token_ids: Sequence[int], limits: Limits) -> Sequence[int]:

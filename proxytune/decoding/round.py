@@ -97,11 +97,15 @@ class Round:
         return combined_RQV
 
     def target(self, first: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The chosen tokens (R, Q) at positions first..stop-1, and whether any model gave NaN there."""
+        """The chosen tokens (R, Q) at positions first..stop-1, and whether any model gave NaN or infinity there."""
         combined_RQV = self.steered(first, stop)
         tokens_RQ = self.choose(combined_RQV, first)
-        # arg-max takes a NaN where there is one, so the chosen score tells
-        return tokens_RQ, combined_RQV.gather(-1, tokens_RQ[..., None])[..., 0].isnan()
+        # arg-max takes a NaN or an infinity where there is one, so the chosen score tells; -inf may be a rule's doing
+        chosen_RQ = combined_RQV.gather(-1, tokens_RQ[..., None])[..., 0]
+        broken_RQ = chosen_RQ.isnan() | chosen_RQ.isposinf()
+        if chosen_RQ.isneginf().any():
+            broken_RQ |= combined_RQV.amax(-1).isneginf()
+        return tokens_RQ, broken_RQ
 
     def run(self, drafter, count: int) -> tuple[list[list[int]], list[int]]:
         """Draft `count` tokens, verify them; for each row the tokens that are now said, and how many were drafted."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from proxytune.decoding.mixture import Mixture, Prompts, Term
+from proxytune.errors import DataError, ModelError
 from proxytune.steering.arithmetic import steer
 
 
@@ -22,6 +23,19 @@ class Given:
 
     prompts: Prompts
     completion: Sequence[int]
+
+
+def fits(mixture: Mixture, prompts: Prompts, completion: Sequence[int]) -> bool:
+    """Whether every model's context holds its prompt and the reply but its last id, which is never read."""
+    longest = mixture.longest
+    return longest is None or max(len(prompts[t.role]) for t in mixture.terms) + len(completion) - 1 <= longest
+
+
+def _refuse_long(mixture: Mixture, prompts: Prompts, completion: Sequence[int]) -> None:
+    if not fits(mixture, prompts, completion):
+        size = max(len(prompts[term.role]) for term in mixture.terms) + len(completion)
+        what = f"a prompt and its reply have {size} tokens and the models read {mixture.longest}"
+        raise DataError(what, "leave such rows out")
 
 
 @torch.inference_mode()
@@ -39,7 +53,12 @@ def losses(
 
 
 def scored(mixture: Mixture, rows: Sequence[Given]) -> list[dict[Term, Tensor]]:
-    """The terms' scores (T, V) of each row, at every position of its reply; one forward a source."""
+    """The terms' scores (T, V) of each row, at every position of its reply; one forward a source.
+
+    Raises DataError for a row that is longer than a model's context.
+    """
+    for row in rows:
+        _refuse_long(mixture, row.prompts, row.completion)
     scores: dict[Term, list[Tensor]] = {}
     device = mixture.base.source.device
     for group in mixture.groups:
@@ -55,6 +74,7 @@ def choices(
     mixture: Mixture, prompts: Prompts, completions: Sequence[Sequence[int]], alphas: Sequence[Sequence[float]]
 ) -> list[list[float]]:
     """What `losses` gives for several replies to one prompt, which every model reads once."""
+    _refuse_long(mixture, prompts, max(completions, key=len))
     rows, width = len(completions), max(map(len, completions))
     device = mixture.base.source.device
     scores: dict[Term, Tensor] = {}
@@ -87,5 +107,11 @@ def _row(mixture: Mixture, scores: Mapping[Term, Tensor], completion: Sequence[i
     for entry in alphas:
         steered_TV = mixture.vocabulary.mask(steer(base_TV, list(zip(differences, entry, strict=True))))
         nats_T = torch.logsumexp(steered_TV, -1) - steered_TV.gather(-1, wanted_T[:, None])[:, 0]
+        if not bool(nats_T.isfinite().all()):
+            place = int((~nats_T.isfinite()).nonzero()[0])
+            raise ModelError(
+                f"a model gave NaN or infinity at position {place} of a reply of {len(nats_T)} tokens",
+                "load it in float32 (family.dtype=float32)",
+            )
         found.append(float(nats_T.double().sum()))
     return found

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from proxytune.decoding.request import Limits, Reply
+
+CONTEXT = 6  # ids before a token that its text is read with
+CUT = "\ufffd"  # what half a character decodes to
+
+
+def token_text(tokenizer: Any, before: Sequence[int], token: int) -> str:
+    """What a token adds to the text of the ids before it; nothing for half a character, its end gives the whole."""
+    context = list(before[-CONTEXT:])
+    start = tokenizer.decode(context, skip_special_tokens=False).rstrip(CUT)
+    return tokenizer.decode([*context, token], skip_special_tokens=False)[len(start) :].rstrip(CUT)
 
 
 class Pieces:
@@ -20,7 +33,7 @@ class Pieces:
             text, end = reply.text, len(reply.text)
         else:
             text = reply.text_so_far(self.limits, self.tokenizer)
-            end = 0 if text.endswith("\ufffd") else len(text) - self._unsure(text)
+            end = 0 if text.endswith(CUT) else len(text) - self._unsure(text)
         piece = text[self.given : end]
         self.given = max(self.given, end)
         return piece

@@ -1,9 +1,11 @@
 """Runs beside each other: the same systems, on the same rows where they share them, with paired intervals.
 
-A run is a folder with `summary.json` and, beside it, `scores.jsonl` (every row's own numbers). Several runs of one
-experiment, such as its seeds, are pooled: a row's numbers are added up over the runs, and whole rows are resampled, so
-that three seeds on 200 rows are never mistaken for 600 rows. What further seeds would give, no interval over rows can
-tell: the range over the runs is told beside it.
+A run is a folder with `summary.json` and, beside it, `scores.jsonl` (every row's own numbers). Rows are matched by id,
+and by a digest of their question and right answer: a row is never held against another of the same name.
+
+Several runs of one experiment, such as its seeds, are pooled: sums over rows and runs. Intervals resample rows and runs
+(`intervals.pooled`), so three seeds on 200 rows are never mistaken for 600 rows. Two or three runs show little of what
+further ones would give: the range over the runs is told beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from proxytune.errors import DataError
-from proxytune.evaluation.intervals import LEVEL, SAMPLES, Estimate, Interval, Measured, bootstrap
+from proxytune.evaluation.intervals import LEVEL, SAMPLES, Estimate, Interval, Measured, pooled
 from proxytune.evaluation.summary import SCORES, SYSTEMS, better, spoken
 from proxytune.files import read_json, read_jsonl
 
@@ -27,11 +29,12 @@ Rows = Mapping[str, tuple[float, float]]  # of each row id (value, weight)
 
 @dataclass(frozen=True)
 class Run:
-    """What one run found. rows: for each system (steered at the chosen alpha) and measure, its rows."""
+    """What one run found. rows: of each system (steered at the chosen alpha) and measure; digests: of each row."""
 
     path: Path
     summary: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Rows]]
+    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,17 @@ class Group:
         """Those that every run has."""
         return [system for system in SYSTEMS if all(system in run.rows for run in self.runs)]
 
-    def rows(self, system: str, measure: str) -> dict[str, tuple[float, float]] | None:
-        """A system's rows, those of equal id added up over the runs; None where a run lacks the measure."""
-        found: dict[str, tuple[float, float]] = {}
+    def ids(self, system: str, measure: str) -> list[str]:
+        """The rows that any of the runs has; none where a run lacks the measure."""
+        each = [run.rows.get(system, {}).get(measure) for run in self.runs]
+        return [] if None in each else list(dict.fromkeys(id for rows in each for id in rows or ()))
+
+    def measured(self, system: str, measure: str, ids: Sequence[str]) -> list[Measured]:
+        """One for each run, on these rows; a row that a run does not have weighs nothing in it."""
+        found = []
         for run in self.runs:
-            rows = run.rows.get(system, {}).get(measure)
-            if rows is None:
-                return None
-            for id, (value, weight) in rows.items():
-                before = found.get(id, (0.0, 0.0))
-                found[id] = (before[0] + value, before[1] + weight)
+            pair_N2 = np.array([run.rows[system][measure].get(id, (0.0, 0.0)) for id in ids], dtype=np.float64)
+            found.append(Measured(ids, pair_N2[:, 0], pair_N2[:, 1]))
         return found
 
     def values(self, system: str, measure: str) -> list[float]:
@@ -76,14 +80,16 @@ def read(path: Path) -> Run:
     if not (folder / SCORES).is_file():
         raise DataError(f"there is no {SCORES} beside {folder / SUMMARY}", "run it again: what it measured was kept")
     summary = read_json(folder / SUMMARY)
-    rows = {}
+    rows, digests = {}, {}
     for line in read_jsonl(folder / SCORES):
+        if line.get("digests"):
+            digests |= dict(zip(line["ids"], line["digests"], strict=True))
         if line["system"] != "steered" or line["alpha"] == summary["chosen"]:
             rows[line["system"]] = {
                 name: dict(zip(line["ids"], zip(columns["values"], columns["weights"], strict=True), strict=True))
                 for name, columns in line["measures"].items()
             }
-    return Run(folder, summary, rows)
+    return Run(folder, summary, rows, digests)
 
 
 def compare(groups: Sequence[Group], level: float = LEVEL, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
@@ -96,15 +102,15 @@ def compare(groups: Sequence[Group], level: float = LEVEL, samples: int = SAMPLE
     if len(told) > 1:
         kinds = " and ".join(f"{task} ({split})" for task, split in sorted(told))
         raise DataError(f"these runs measured {kinds}", "compare runs of one task or benchmark")
+    refuse_other_rows([run for group in groups for run in group.runs])
     lines, differences = [], []
     for group in groups:
         for measure in _measures([group]):
-            estimates = {}
             for system in group.systems:
-                if rows := group.rows(system, measure):
-                    estimates[system] = _measured(rows, list(rows))
-            found = bootstrap({s: m for s, m in estimates.items() if m.weights.sum() > 0}, samples, seed)
-            lines += [_line(group, system, measure, found[system].interval(level)) for system in found]
+                measured = group.measured(system, measure, group.ids(system, measure))
+                if sum(one.weights.sum() for one in measured) > 0:
+                    found = pooled({system: measured}, samples, seed)[system].interval(level)
+                    lines.append(_line(group, system, measure, found))
         for against in ("base", "expert"):
             pair = ((group, "steered"), (group, against))
             differences += [_difference(*pair, name, level, samples, seed) for name in _measures([group])]
@@ -115,6 +121,19 @@ def compare(groups: Sequence[Group], level: float = LEVEL, samples: int = SAMPLE
     ((task, split),) = told
     words = [_verdict(one, level) for one in differences]
     return {"task": task, "split": split, "lines": lines, "differences": differences, "verdicts": words, "level": level}
+
+
+def refuse_other_rows(runs: Sequence[Run]) -> None:
+    """DataError naming two runs that have unlike rows under one id."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        for id, digest in run.digests.items():
+            other = first.setdefault(id, run)
+            if other.digests[id] != digest:
+                raise DataError(
+                    f"row {id!r} of {run.path} is another than that of {other.path}",
+                    "compare runs of the same rows: the same file, seed and way of asking",
+                )
 
 
 def mcnemar(of: Sequence[float], against: Sequence[float]) -> float | None:
@@ -136,11 +155,6 @@ def _measures(groups: Sequence[Group]) -> list[str]:
     return [name for name in names[0] if all(name in other for other in names)]
 
 
-def _measured(rows: Rows, ids: Sequence[str]) -> Measured:
-    pair_N2 = np.array([rows[id] for id in ids], dtype=np.float64)
-    return Measured(ids, pair_N2[:, 0], pair_N2[:, 1])
-
-
 def _line(group: Group, system: str, measure: str, interval: Interval) -> dict[str, Any]:
     values = group.values(system, measure)
     return {
@@ -148,7 +162,7 @@ def _line(group: Group, system: str, measure: str, interval: Interval) -> dict[s
         "system": system,
         "alphas": group.alphas if system == "steered" else [],
         "runs": len(group.runs),
-        "rows": len(group.rows(system, measure) or ()),
+        "rows": len(group.ids(system, measure)),
         "measure": measure,
         "value": interval.value,
         "ci": [interval.low, interval.high],
@@ -160,19 +174,24 @@ def _difference(
     of: tuple[Group, str], against: tuple[Group, str], measure: str, level: float, samples: int, seed: int
 ) -> dict[str, Any]:
     """`of` minus `against`: on the rows that both have, else as two samples. Empty where one was not measured."""
-    ours, theirs = of[0].rows(of[1], measure), against[0].rows(against[1], measure)
+    ours, theirs = (group.ids(system, measure) for group, system in (of, against))
     if not ours or not theirs:
         return {}
-    common = [id for id in ours if id in theirs]
-    first, second = (_measured(rows, common or list(rows)) for rows in (ours, theirs))
-    if not first.weights.sum() or not second.weights.sum():
+    known = set(theirs)
+    common = [id for id in ours if id in known]
+    first, second = (
+        group.measured(system, measure, common or ids) for (group, system), ids in ((of, ours), (against, theirs))
+    )
+    if not all(sum(one.weights.sum() for one in each) > 0 for each in (first, second)):
         return {}
-    if common:
-        estimates: Mapping[str, Estimate] = bootstrap({"of": first, "against": second}, samples, seed)
+    if common:  # a group's own systems were measured in the same runs
+        estimates: Mapping[str, Estimate] = pooled(
+            {"of": first, "against": second}, samples, seed, together=of[0] is against[0]
+        )
     else:
-        estimates = bootstrap({"of": first}, samples, seed) | bootstrap({"against": second}, samples, seed + 1)
+        estimates = pooled({"of": first}, samples, seed) | pooled({"against": second}, samples, seed + 1)
     interval = (estimates["of"] - estimates["against"]).interval(level)
-    single = len(of[0].runs) == len(against[0].runs) == 1
+    single = len(first) == len(second) == 1
     return {
         "of": {"run": of[0].name, "system": of[1]},
         "against": {"run": against[0].name, "system": against[1]},
@@ -181,7 +200,7 @@ def _difference(
         "value": interval.value,
         "ci": [interval.low, interval.high],
         "excludes_zero": interval.excludes_zero,
-        "mcnemar": mcnemar(list(first.values), list(second.values)) if common and single else None,
+        "mcnemar": mcnemar(list(first[0].values), list(second[0].values)) if common and single else None,
     }
 
 

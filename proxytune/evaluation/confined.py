@@ -8,11 +8,14 @@ each in the same form. A program runs in a grandchild:
       keeper    first of a process namespace; ends the program after its time, and whatever it has left behind
         program   a process group of its own, an empty folder, limits, no privileges
 
-At its end a program's process says a token that it reads only then, so leaving early in any way says nothing.
+At its end a program's process says a token that stands in no file and no pipe: leaving early in any way says nothing,
+nor does writing to whatever is open. A program may come in parts, such as a solution and its tests: builtins that one
+part replaced are put back for the next.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import ctypes
 import importlib
@@ -26,6 +29,7 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
@@ -34,7 +38,7 @@ NEW_FILES, NEW_UTS, NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 NEW_USER, NEW_PIDS, NEW_NET = 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 4096, 16384, 1 << 18, 2
 MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, READ_ONLY = 442, -100, 0x8000, 1
-SET_PDEATHSIG, SET_DUMPABLE, SET_SUBREAPER, SET_NO_NEW_PRIVS = 1, 4, 36, 38
+SET_PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, SET_SUBREAPER, SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 FIRST_USER, NOBODY = 1_000_000, 65534  # of users that own nothing, one a server so that processes can be counted
 CHUNK = 1 << 16
 SLACK = 5.0  # seconds that the keeper has to end everything
@@ -146,18 +150,16 @@ def execute(request: dict, config: dict) -> dict:
     """Run one program; what it wrote, how it ended, whether it came to its end."""
     limits = config["limits"]
     token = secrets.token_hex(16).encode()
-    (output, output_end), (verdict, verdict_end), (proof, proof_end) = (os.pipe() for _ in range(3))
-    os.write(proof_end, token)
-    os.close(proof_end)
+    (output, output_end), (verdict, verdict_end) = os.pipe(), os.pipe()
     folder = tempfile.mkdtemp() if config["confinement"] == "limits" else ""
     started = time.monotonic()
     keeper = os.fork()
     if not keeper:
         try:
-            keep(request["program"], config, folder, (output_end, verdict_end, proof))
+            keep(request["program"], token, config, folder, (output_end, verdict_end))
         finally:
             os._exit(1)
-    for end in (output_end, verdict_end, proof):
+    for end in (output_end, verdict_end):
         os.close(end)
     written, told = drain(output, verdict, limits, started + limits["wall_seconds"] + SLACK)
     with contextlib.suppress(OSError):
@@ -166,7 +168,8 @@ def execute(request: dict, config: dict) -> dict:
     os.close(output)
     os.close(verdict)
     if folder:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(RecursionError):  # of folders in folders in folders
+            shutil.rmtree(folder, ignore_errors=True)
     lines = told.rstrip(b"\n").split(b"\n")
     return {
         "status": status_of(lines, token),
@@ -200,24 +203,24 @@ def drain(output: int, verdict: int, limits: dict, deadline: float) -> tuple:
     return kept[output], kept[verdict]
 
 
-def keep(program: str, config: dict, folder: str, ends: tuple) -> None:
+def keep(program, token: bytes, config: dict, folder: str, ends: tuple) -> None:
     """The keeper: start the program, wait, end everything that it started, say how it went. Does not return."""
     say, limits = ends[1], config["limits"]
     try:
         enter(config)
         prctl(SET_SUBREAPER, 1)
+        prctl(SET_DUMPABLE, 0)  # no debugger for a program of the same user
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         child = os.fork()
         if not child:
             try:
                 confine(config, folder, ends)
                 os.write(say, b"ready\n")
-                perform(program, ends)
+                perform([program] if isinstance(program, str) else program, token, say)
             except BaseException as error:
                 os.write(say, f"broken {type(error).__name__}: {error}\n".encode())
             finally:
                 os._exit(1)
-        prctl(SET_DUMPABLE, 0)  # no debugger for a program of the same user
         how = await_end(child, limits)
         if config["confinement"] == "limits":
             sweep(config["user"])
@@ -290,7 +293,7 @@ def children_of(parent: int) -> list:
 
 def confine(config: dict, folder: str, ends: tuple) -> None:
     """The program's own process, made as small as it can be."""
-    limits, (output, say, proof) = config["limits"], ends
+    limits, (output, say) = config["limits"], ends
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     os.setsid()
     if config["confinement"] == "isolated":
@@ -300,7 +303,7 @@ def confine(config: dict, folder: str, ends: tuple) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     for end in range(3, 256):
-        if end not in (say, proof):
+        if end != say:
             with contextlib.suppress(OSError):
                 os.close(end)
     place = folder or WORK
@@ -308,7 +311,9 @@ def confine(config: dict, folder: str, ends: tuple) -> None:
     bound(limits)
     give_up_privileges(folder, config["user"])
     os.chdir(place)
-    prctl(SET_PDEATHSIG, signal.SIGKILL)  # last, as a change of user unsets it
+    prctl(SET_PDEATHSIG, signal.SIGKILL)  # here, as a change of user unsets it
+    if config["calls"]:
+        filter_calls(bytes.fromhex(config["calls"]))
 
 
 def bound(limits: dict) -> None:
@@ -339,19 +344,35 @@ def give_up_privileges(folder: str, user: int) -> None:
     check(libc.capset(struct.pack("Ii", 0x20080522, 0), nothing), "capset")
 
 
-def perform(program: str, ends: tuple) -> None:
-    """Run the program as the published tests do, with an empty module; say the token if it comes to its end."""
-    write, read, leave, flush = os.write, os.read, os._exit, sys.stdout.flush
-    _, say, proof = ends
+def filter_calls(steps: bytes) -> None:
+    """Let the kernel refuse calls as `calls.py` says."""
+    kept = ctypes.create_string_buffer(steps, len(steps))
+    program = struct.pack("HxxxxxxP", len(steps) // 8, ctypes.addressof(kept))
+    check(libc.prctl(SET_SECCOMP, ctypes.c_ulong(2), program, 0, 0), "seccomp")
+
+
+def perform(parts: list, token: bytes, say: int) -> None:
+    """Run a program's parts as the published tests do, in an empty module; say the token if all come to their end."""
+    write, leave, flush, quiet = os.write, os._exit, sys.stdout.flush, contextlib.suppress(BaseException)
+    # Nothing is looked up by name once a part has run: it may be another thing by then.
+    compiled, run, anything, own, inside = compile, exec, BaseException, vars(builtins), builtins
+    known, watchers, module = dict(own), (sys.settrace, sys.setprofile, threading.settrace), {}
     try:
-        exec(compile(program, "<program>", "exec"), {})
-    except BaseException:
+        for part in parts:
+            for name in [name for name in own if name not in known]:
+                del own[name]
+            own.update(known)
+            module["__builtins__"] = inside
+            for watch in watchers:
+                watch(None)
+            run(compiled(part, "<program>", "exec"), module)
+    except anything:
         traceback.print_exc()
-        leave(1)
-    with contextlib.suppress(Exception):
+        say, token = 2, b""
+    with quiet:
         flush()
-    write(say, read(proof, 64))
-    leave(0)
+    write(say, token)
+    leave(0 if token else 1)
 
 
 def main() -> None:

@@ -26,7 +26,9 @@ from proxytune import api
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.request import Limits, Request
 from proxytune.decoding.scoring import Given, scored
-from proxytune.models.prompts import encode, plain_text
+from proxytune.errors import SettingsError
+from proxytune.evaluation.system import System, of_trio
+from proxytune.models.prompts import encode, plain_text, rendered
 from proxytune.steering.choice import Sampling
 from proxytune.tracking.progress import track
 
@@ -53,18 +55,36 @@ class Proxytune(TemplateLM):
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
-        super().__init__()
         alphas = None if alpha is None else [float(part) for part in str(alpha).split("+")]
-        self.batch_size = int(batch_size or 0) if str(batch_size or "").isdigit() else BATCH
-        experts = str(expert).split("+")
-        self.steered = api.load(
-            experts, base, alpha=alphas, outputs=outputs, dtype=dtype, batch_size=self.batch_size, drafter=drafter
-        )
-        self.trio, self.mixture = self.steered.trio, self.steered.mixture
-        self.tokenizer = self.steered.tokenizer
+        size = int(batch_size or 0) if str(batch_size or "").isdigit() else BATCH
+        found = api.load(str(expert).split("+"), base, alpha=alphas, outputs=outputs, dtype=dtype)
+        (system,) = of_trio(found.trio, {"steered": found.mixture})
+        self._measure(system, found.alphas, size, max_length, drafter)
+
+    @classmethod
+    def of(
+        cls,
+        system: System,
+        alphas: Sequence[float] = (),
+        batch_size: int = BATCH,
+        max_length: int | None = None,
+        drafter: str = "expert",
+    ) -> Proxytune:
+        """Any system that is loaded already, such as the base or the expert alone."""
+        made = cls.__new__(cls)
+        made._measure(system, alphas, batch_size, max_length, drafter)
+        return made
+
+    def _measure(
+        self, system: System, alphas: Sequence[float], batch_size: int, max_length: int | None, drafter: str
+    ) -> None:
+        TemplateLM.__init__(self)
+        self.system, self.alphas, self.batch_size, self.drafter = system, tuple(alphas), batch_size, drafter
+        self.mixture, self.tokenizer = system.mixture, system.tokenizer
         self._device = self.mixture.base.source.device
         self.max_length = max_length or self.mixture.longest or 2048
         self.chats: dict[str, dict[str, str]] = {}
+        self.shortened = 0  # rows whose context was cut on the left, as the harness does it
 
     @property
     def eot_token_id(self) -> int:
@@ -83,20 +103,16 @@ class Proxytune(TemplateLM):
         return self._ids(self.tokenizer, string, add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat as the base reads it. How the others read it is remembered by that text."""
+        """The chat as the first model reads it. How the others read it is remembered by that text."""
         texts = {
-            role: tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-            if tokenizer.chat_template
+            role: rendered(chat_history, self.system.tokenizers[role], add_generation_prompt)
+            if self.system.tokenizers[role].chat_template
             else plain_text(chat_history)
-            for role, tokenizer in self.trio.tokenizers.items()
+            for role in self.system.roles
         }
-        self.chats[texts["base"]] = texts
-        return texts["base"]
+        first = texts[self.mixture.base.role]
+        self.chats[first] = texts
+        return first
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         found = []
@@ -112,13 +128,15 @@ class Proxytune(TemplateLM):
         for place, (context, given) in enumerate(request.args for request in requests):
             how: dict[str, Any] = dict(normalize_gen_kwargs(given))
             room = self.max_length - how["max_gen_toks"]
-            assert room > 0, f"{how['max_gen_toks']} tokens are to be written and the models have {self.max_length}"
-            prompts = {role: ids[-room:] for role, ids in self._prompts(context).items()}
+            if room <= 0:
+                what = f"a task writes {how['max_gen_toks']} tokens and the models read {self.max_length} in all"
+                raise SettingsError(what, "its generation_kwargs.max_gen_toks must be less")
+            prompts = self._cut(self._prompts(context), room)
             chosen = {name: how[name] for name in SAMPLING if how.get(name) is not None}
             stops = tuple(stop for stop in how["until"] if stop)
-            limits = Limits(how["max_gen_toks"], self.trio.end_ids, stops)
-            asked.append(Request(prompts, limits, self.steered.alphas, Sampling(**chosen, seed=place)))
-        engine = Engine(self.mixture, self.tokenizer, batch_size=self.batch_size, drafter=self.steered.drafter)
+            limits = Limits(how["max_gen_toks"], self.system.end_ids, stops)
+            asked.append(Request(prompts, limits, self.alphas, Sampling(**chosen, seed=place)))
+        engine = Engine(self.mixture, self.tokenizer, batch_size=self.batch_size, drafter=self.drafter)
         found = dict(track(engine.run(asked), "replies", len(asked)))
         for place, request in enumerate(requests):
             self.cache_hook.add_partial("generate_until", request.args, found[place].text)
@@ -127,7 +145,8 @@ class Proxytune(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether greedy decoding says it) of each continuation."""
         given = [self._given(context, ids, reply) for (context, _), ids, reply in requests]
-        order = sorted(range(len(given)), key=lambda i: -len(given[i].prompts["base"]) - len(given[i].completion))
+        own = self.mixture.base.role
+        order = sorted(range(len(given)), key=lambda i: -len(given[i].prompts[own]) - len(given[i].completion))
         found: dict[int, tuple[float, bool]] = {}
         batches = -(-len(order) // self.batch_size)
         places = (order[at * self.batch_size : (at + 1) * self.batch_size] for at in range(batches))
@@ -141,17 +160,23 @@ class Proxytune(TemplateLM):
     @torch.inference_mode()
     def _weigh(self, batch: Sequence[Given]) -> Iterator[tuple[float, bool]]:
         for row, scores in zip(batch, scored(self.mixture, batch), strict=True):
-            steered_TV = self.mixture.combine(scores, self.steered.alphas)
+            steered_TV = self.mixture.combine(scores, self.alphas)
             wanted_T1 = torch.tensor(list(row.completion), device=steered_TV.device)[:, None]
             logs_T = steered_TV.log_softmax(-1).gather(-1, wanted_T1)[:, 0]
             yield float(logs_T.sum()), bool((steered_TV.argmax(-1) == wanted_T1[:, 0]).all())
 
     def _given(self, context: str, ids: list[int], reply: list[int]) -> Given:
-        """The harness's own ids for the base; what does not fit is cut on the left, as its own models do."""
-        found = self._prompts(context, trimmed=True) if context.strip() else dict.fromkeys(self.trio.tokenizers, ids)
-        prompts = {**found, "base": ids}
-        room = max(1, self.max_length + 1 - len(reply))
-        return Given({role: own[-room:] for role, own in prompts.items()}, reply)
+        """The harness's own ids for the first model where it reads them as they are."""
+        roles, first = self.system.roles, self.mixture.base.role
+        prompts = self._prompts(context, trimmed=True) if context.strip() else dict.fromkeys(roles, ids)
+        if self.system.formats[first] == "plain":
+            prompts = {**prompts, first: ids}
+        return Given(self._cut(prompts, max(1, self.max_length + 1 - len(reply))), reply)
+
+    def _cut(self, prompts: dict[str, list[int]], room: int) -> dict[str, list[int]]:
+        """What does not fit is cut on the left, as the harness's own models do, and counted."""
+        self.shortened += any(len(ids) > room for ids in prompts.values())
+        return {role: ids[-room:] for role, ids in prompts.items()}
 
     def _prompts(self, context: str, *, trimmed: bool = False) -> dict[str, list[int]]:
         """What each role reads of a context: a chat that was put into templates here, or a text.
@@ -160,10 +185,11 @@ class Proxytune(TemplateLM):
         """
         chat = next((text for text in self.chats if context.startswith(text)), None)
         found = {}
-        for role, tokenizer in self.trio.tokenizers.items():
+        for role in self.system.roles:
+            tokenizer = self.system.tokenizers[role]
             text = context if chat is None else self.chats[chat][role] + context[len(chat) :]
             text = text.rstrip() if trimmed else text
-            if chat is None and self.trio.formats[role] == "chat":
+            if chat is None and self.system.formats[role] == "chat":
                 found[role] = encode(text, tokenizer, "chat")
             else:
                 found[role] = self._ids(tokenizer, text, None)

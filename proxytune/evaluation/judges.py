@@ -41,7 +41,7 @@ Reply B:
 Answer with a single letter and nothing else: A if reply A is better, B if reply B is better, C if neither is.
 """
 PREFERENCES = {"A": 1.0, "B": 2.0, "C": 1.5}
-ANSWER_TOKENS = 16
+ASKING = {"temperature": 0, "max_tokens": 16}
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # worth another try
 REFUSALS = {
     401: "the key is refused",
@@ -99,11 +99,14 @@ def _agreed(first: float | None, second: float | None) -> float | None:
 
 
 class Judge:
-    """One model behind an API, with the answers that it has given before."""
+    """One model behind an API, with the answers that it has given before.
 
-    def __init__(self, model: str, chosen: settings.Judge):
-        self.model, self.chosen = model, chosen
-        self.template = _template(chosen.template)
+    asking: fields of each request beside the model and the question, such as a temperature.
+    """
+
+    def __init__(self, model: str, chosen: settings.Judge, asking: Mapping[str, Any] = ASKING):
+        self.model, self.chosen, self.asking = model, chosen, asking
+        self.template = template(chosen.template, QUESTION, ("instruction", "output_1", "output_2"))
         self.key = os.environ.get(chosen.key, "")
         self.lock = threading.Lock()
         self.path = chosen.kept / (re.sub(r"[^\w.-]", "_", model) + ".jsonl")
@@ -112,24 +115,29 @@ class Judge:
 
     def answer(self, asked: tuple[str, str, str]) -> float | None:
         """Which of two replies is preferred: 1 the first, 2 the second, 1.5 neither; None if that cannot be had."""
-        question = _filled(self.template, dict(zip(("instruction", "output_1", "output_2"), asked, strict=True)))
-        name = hash_json([self.model, self.chosen.url, question])
-        with self.lock:
-            known = self.known.get(name)
-            self._count(kept=known is not None)
-        if known is None:
-            try:
-                reply = self._post(question)
-            except Unanswered:
-                with self.lock:
-                    self._count(failures=1)
-                return None
-            known = self._keep(name, reply)
-        preference = _parsed(known)
-        if preference is None:
+        said = self.said(filled(self.template, dict(zip(("instruction", "output_1", "output_2"), asked, strict=True))))
+        preference = None if said is None else _parsed(said)
+        if said is not None and preference is None:
             with self.lock:
                 self._count(failures=1)
         return preference
+
+    def said(self, question: str, sample: int = 0) -> str | None:
+        """The model's words; None if they cannot be had. sample: which of several answers to the same question."""
+        more = [] if self.asking == ASKING else [self.asking, sample]
+        name = hash_json([self.model, self.chosen.url, question, *more])
+        with self.lock:
+            known = self.known.get(name)
+            self._count(kept=known is not None)
+        if known is not None:
+            return known
+        try:
+            reply = self._post(question)
+        except Unanswered:
+            with self.lock:
+                self._count(failures=1)
+            return None
+        return self._keep(name, reply)
 
     def _count(self, **more: int) -> None:
         for name, count in more.items():
@@ -171,7 +179,7 @@ class Judge:
 
     def _once(self, question: str) -> dict[str, Any]:
         messages = [{"role": "user", "content": question}]
-        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": ANSWER_TOKENS}
+        body = {"model": self.model, "messages": messages, **self.asking}
         request = urllib.request.Request(
             f"{str(self.chosen.url).rstrip('/')}/chat/completions",
             json.dumps(body).encode(),
@@ -189,22 +197,23 @@ class Judge:
         return ModelError(f"{self.chosen.url} refuses {self.model}: {REFUSALS[error.code]} (HTTP {error.code})", hint)
 
 
-def _template(path: Path | None) -> str:
+def template(path: Path | None, own: str, names: Sequence[str]) -> str:
+    """A question to a judge: `own`, or a file's, which must have every one of `names` in braces."""
     if path is None:
-        return QUESTION
+        return own
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"benchmark.judge.template={path} cannot be read: {error}") from error
-    missing = [name for name in ("{instruction}", "{output_1}", "{output_2}") if name not in text]
+        raise SettingsError(f"the judge's template {path} cannot be read: {error}") from error
+    missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in text]
     if missing:
         raise SettingsError(f"{path} lacks {', '.join(missing)}", "a judge must see what it judges")
     return text
 
 
-def _filled(template: str, values: Mapping[str, str]) -> str:
+def filled(template: str, values: Mapping[str, str]) -> str:
     """All names replaced at once: a reply that holds a brace, or another's name, stays as it is."""
-    return re.sub(r"\{(instruction|output_1|output_2)\}", lambda match: values[match[1]], template)
+    return re.sub(rf"\{{({'|'.join(values)})\}}", lambda match: values[match[1]], template)
 
 
 def _parsed(answer: str) -> float | None:

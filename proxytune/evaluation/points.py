@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from proxytune.decoding.engine import build
-from proxytune.decoding.mixture import Mixture
-from proxytune.decoding.request import Limits, Request, sampling, variant
-from proxytune.decoding.scoring import Given, losses
-from proxytune.files import Journal, hash_json, read_jsonl, write_jsonl
-from proxytune.models.prompts import text_of
+from proxytune.decoding.remote import CertifiedReply
+from proxytune.decoding.remote_scoring import Weigher
+from proxytune.decoding.request import Limits, Reply, Request, sampling, variant
+from proxytune.decoding.scoring import Given, fits, losses
+from proxytune.evaluation.summary import digest
+from proxytune.evaluation.system import System
+from proxytune.files import Journal, hash_json, read_checked, write_checked
+from proxytune.models.prompts import plain_text, text_of
 from proxytune.settings import Decode
 from proxytune.tasks.task import Row, Task
 from proxytune.tracking.progress import track
@@ -34,17 +36,41 @@ class Point:
 
 
 class Named(Protocol):
-    """What points are measures of, which gives each its file."""
+    """content: all that a measure's numbers depend on, but for the models."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def content(self) -> Mapping[str, Any]: ...
+
+
+class Placed(Protocol):
+    """What says where the points of a measure lie: see `Filed`."""
 
     def path(self, outputs: Path, point: Point) -> Path: ...
 
-    def part(self, outputs: Path, point: Point) -> Path:
-        """Where a point's replies are kept while it is computed."""
-        ...
+    def part(self, outputs: Path, point: Point) -> Path: ...
+
+
+class Filed:
+    """A measure whose points have a file each."""
+
+    def key(self: Named, point: Point) -> str:
+        """The content name of a point."""
+        whole = {**self.content, "system": point.system, "alpha": point.alpha, "models": point.models}
+        return hash_json(whole)[:24]
+
+    def path(self: Named, outputs: Path, point: Point) -> Path:
+        return outputs / "points" / f"{self.name}-{point.system}-{Filed.key(self, point)}.jsonl"
+
+    def part(self: Named, outputs: Path, point: Point) -> Path:
+        """Where what is done of a point is kept while it is computed."""
+        return Filed.path(self, outputs, point).with_suffix(".part")
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(Filed):
     """What is measured: a task's rows, whether replies are written and scored, and how they are decoded."""
 
     task: Task
@@ -56,89 +82,146 @@ class Measure:
     dtype: str = "auto"
     score_batch_size: int = 32
 
-    def key(self, point: Point) -> str:
-        """The content name of a point. Batch sizes are left out: they change no number."""
-        return hash_json(
-            {
-                "version": VERSION,
-                "task": self.task.name,
-                "metrics": sorted(self.task.metrics) if self.generate else None,
-                "rows": self.fingerprint,
-                "system": point.system,
-                "alpha": point.alpha,
-                "models": point.models,
-                "dtype": self.dtype,
-                "decode": self.decode.content() if self.generate else None,
-                "limits": [self.limits.max_new_tokens, list(self.limits.stop)],
-            }
-        )[:24]
+    @property
+    def name(self) -> str:
+        return self.task.name
 
-    def path(self, outputs: Path, point: Point) -> Path:
-        return outputs / "points" / f"{self.task.name}-{point.system}-{self.key(point)}.jsonl"
-
-    def part(self, outputs: Path, point: Point) -> Path:
-        """Where a point's replies are kept while it is computed."""
-        return self.path(outputs, point).with_suffix(".part")
+    @property
+    def content(self) -> dict[str, Any]:
+        """Batch sizes are left out: they change no number."""
+        return {
+            "version": VERSION,
+            "task": self.task.name,
+            "metrics": sorted(self.task.metrics) if self.generate else None,
+            "rows": self.fingerprint,
+            "dtype": self.dtype,
+            "decode": self.decode.content() if self.generate else None,
+            "limits": [self.limits.max_new_tokens, list(self.limits.stop)],
+        }
 
 
-def kept(outputs: Path, named: Named, point: Point) -> list[dict[str, Any]] | None:
+def kept(outputs: Path, measure: Placed, point: Point) -> list[dict[str, Any]] | None:
     """A point's rows if they were scored before, else None."""
-    path = named.path(outputs, point)
-    return read_jsonl(path) if path.is_file() else None
+    path = measure.path(outputs, point)
+    if not path.is_file():
+        return None
+    measure.part(outputs, point).unlink(missing_ok=True)  # a kill came just after the point was whole
+    return read_checked(path)
 
 
 def compute(
     measure: Measure,
-    mixture: Mixture,
+    system: System,
     alphas: Sequence[Sequence[float]],
     prompts: Sequence,
     completions: Sequence,
-    tokenizer,
-    label: str,
     parts: Sequence[Path] = (),
 ) -> list[list[dict[str, Any]]]:
-    """Score the rows under one mixture: for each alpha the records of all rows in order. One pass for all alphas.
+    """Score the rows under one system: for each entry of alphas the records of all rows in order, in one pass.
 
-    alphas: for each a number for every pair of the mixture. parts: for each a file in which its replies are kept as
-    they are written; those that a killed run left there are not written again.
+    alphas: for each a number for every pair of the mixture. parts: for each a file in which its losses and replies
+    are kept as they are made; those that a killed run left there are not made again.
 
-    A record holds id, loss (summed nats of the reference reply with its end token), tokens (how many that is), and,
-    where replies are written, text, finish_reason and every metric of the task.
+    A record holds id, row (its digest), loss (summed nats of the reference reply with its end token), tokens (how many
+    that is), and, where replies are written, text, finish_reason and every metric of the task. A row that is longer
+    than a model's context has no tokens, an empty text, and `too_long`. With a base behind an API the loss is
+    None where the server's scores do not tell it, and `served` has a reply's tokens, those that are marked, and calls.
     """
+    journals = [Journal(path) for path in parts]
     given = [Given(p, c) for p, c in zip(prompts, completions, strict=True)]
-    size = measure.score_batch_size
-    batches = losses(mixture, given, alphas, batch_size=size)
-    found = [row for batch in track(batches, f"{label}: loss", -(-len(given) // size)) for row in batch]
+    fitting = [i for i, one in enumerate(given) if fits(system.mixture, one.prompts, one.completion)]
+    weigh = _served_losses if system.served else _losses
+    found = dict(zip(fitting, weigh(measure, system, [given[i] for i in fitting], alphas, journals), strict=True))
     records = [
-        [{"id": row["id"], "loss": found[i][a], "tokens": len(completions[i])} for i, row in enumerate(measure.rows)]
+        [
+            {"id": row["id"], "row": digest(plain_text(row["prompt"]), text_of(row["completion"]))}
+            | ({"loss": found[i][a], "tokens": len(completions[i])} if i in found else _too_long(measure))
+            for i, row in enumerate(measure.rows)
+        ]
         for a in range(len(alphas))
     ]
     if measure.generate:
-        journals = [Journal(path) for path in parts]
-        _write_replies(measure, mixture, alphas, prompts, records, tokenizer, f"{label}: replies", journals)
+        _write_replies(measure, system, alphas, prompts, records, journals)
     return records
 
 
-def _write_replies(measure, mixture, alphas, prompts, records, tokenizer, label, journals) -> None:
+def _too_long(measure: Measure) -> dict[str, Any]:
+    unread: dict[str, Any] = {"loss": 0.0, "tokens": 0, "too_long": True}
+    if measure.generate:
+        unread |= {"text": "", "finish_reason": "too long", "metrics": dict.fromkeys(measure.task.metrics, 0.0)}
+    return unread
+
+
+def _losses(measure: Measure, system: System, given, alphas, journals) -> Sequence[Sequence[float | None]]:
+    """Nats of each row under each entry of alphas. A batch is kept whole: the same rows together give the same."""
+    size = measure.score_batch_size
+    kept = [
+        {(row["first"], len(row["losses"])): row["losses"] for row in journal.rows if "losses" in row}
+        for journal in journals
+    ]
+    found: list[Sequence[float]] = []
+    for first in track(range(0, len(given), size), f"{system.name}: loss", -(-len(given) // size)):
+        batch = given[first : first + size]
+        if kept and all((first, len(batch)) in its for its in kept):
+            found += zip(*(its[first, len(batch)] for its in kept), strict=True)
+            continue
+        (rows,) = losses(system.mixture, batch, alphas, batch_size=size)
+        found += rows
+        for a, journal in enumerate(journals):
+            journal.append({"first": first, "losses": [row[a] for row in rows]})
+    return found
+
+
+def _served_losses(measure: Measure, system: System, given, alphas, journals) -> Sequence[Sequence[float | None]]:
+    """Each row costs calls, and is kept as it is done."""
+    assert system.served is not None
+    known = [{row["row"]: row["loss"] for row in journal.rows if "loss" in row} for journal in journals]
+    left = [i for i in range(len(given)) if not all(i in its for its in known)]
+    weights = Weigher(system.served, system.mixture).losses([given[i] for i in left], alphas)
+    for place, weight in track(weights, f"{system.name}: loss", len(left)):
+        for a, journal in enumerate(journals):
+            known[a][left[place]] = loss = None if weight.nats is None else weight.nats[a]
+            journal.append({"row": left[place], "loss": loss})
+    return [[its[i] for its in known] for i in range(len(given))]
+
+
+def _write_replies(measure: Measure, system: System, alphas, prompts, records, journals) -> None:
     """The replies of all alphas together: they share the reading of the prompts, and the forwards."""
     for a, journal in enumerate(journals):
         for row in journal.rows:
-            records[a][row["row"]] |= row["reply"]
+            if "reply" in row:
+                records[a][row["row"]] |= row["reply"]
     places = [(i, a) for i in range(len(prompts)) for a in range(len(alphas)) if "text" not in records[a][i]]
     requests = [
         Request(prompts[i], measure.limits, tuple(alphas[a]), sampling(measure.decode, i), variant(measure.decode))
         for i, a in places
     ]
-    replies = build(mixture, tokenizer, measure.decode).run(requests)
-    for number, reply in track(replies, label, len(requests)):
+    replies = system.engine(measure.decode).run(requests)
+    for number, reply in track(replies, f"{system.name}: replies", len(requests)):
         i, a = places[number]
         reference = text_of(measure.rows[i]["completion"])
         scores = {name: float(score(reference, reply.text)) for name, score in measure.task.metrics.items()}
-        records[a][i] |= (found := {"text": reply.text, "finish_reason": reply.finish_reason, "metrics": scores})
+        said = {"text": reply.text, "token_ids": reply.token_ids, "finish_reason": reply.finish_reason}
+        found = {**said, "metrics": scores, **certificate(reply)}
+        records[a][i] |= found
         if journals:
             journals[a].append({"row": i, "reply": found})
 
 
-def keep(outputs: Path, named: Named, point: Point, records: list[dict[str, Any]]) -> None:
-    write_jsonl(named.path(outputs, point), records)
-    named.part(outputs, point).unlink(missing_ok=True)
+def certificate(reply: Reply) -> dict[str, Any]:
+    """What a record tells of a reply with a base behind an API; nothing with any other."""
+    if not isinstance(reply, CertifiedReply):
+        return {}
+    marked = len(reply.certified) - sum(reply.certified)
+    return {"served": {"tokens": len(reply.certified), "marked": marked, "calls": reply.calls}}
+
+
+def certificates(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several replies to one row tell together."""
+    told = [record["served"] for record in records if "served" in record]
+    return {"served": {key: sum(one[key] for one in told) for key in told[0]}} if told else {}
+
+
+def keep(outputs: Path, measure: Placed, point: Point, records: list[dict[str, Any]]) -> None:
+    write_checked(measure.path(outputs, point), records)
+    measure.part(outputs, point).unlink(missing_ok=True)

@@ -3,10 +3,11 @@
 `isolated`, the default, gives every program an own process group and process namespace, so that all of it ends with it;
 no network, not even loopback; a file system that holds the interpreter and the system's libraries, read-only, and one
 empty folder in memory with a bounded size; a user that owns nothing and can gain nothing; an empty environment; limits
-on processor time, memory, file size, open files, processes and output; and a limit on time. It needs Linux 5.12 with
-user namespaces, or root. Where the kernel does not give all of this, nothing is run. `limits`, which must be asked for,
-leaves out the namespaces: the program has limits, a folder and an empty environment, but sees the files of the user who
-runs it, or as root those that anybody can read, and the network.
+on processor time, memory, file size, open files, processes and output; a limit on time; and a filter of system calls
+against what these limits do not count or cover (shared memory, new namespaces, other processes). It needs Linux 5.12 on
+x86-64 or 64-bit Arm with user namespaces, or root. Where the kernel does not give all of this, nothing is run.
+`limits`, which must be asked for, leaves out the namespaces and the filter: the program has limits, a folder and an
+empty environment, but sees the files of the user who runs it, or as root those that anybody can read, and the network.
 
 What is not covered. A fault of the kernel. Time and memory that programs within their limits take from others: memory
 is bounded for each process, not for a program's processes together. A program that knows these very lines can say that
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import select
 import signal
 import struct
@@ -35,9 +37,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from proxytune.errors import SettingsError
+from proxytune.evaluation.calls import filtered
 from proxytune.tracking.progress import track
 
 Confinement = Literal["isolated", "limits"]
+Program = str | Sequence[str]
 MEGABYTE = 1 << 20
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/nix/store")
 ENVIRONMENT = {
@@ -99,7 +103,11 @@ class Box:
     @cached_property
     def visible(self) -> list[str]:
         """Files and folders that a program needs to see: the system's libraries and the interpreter's own."""
-        asks = "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path]))"
+        # Of the path only what is the interpreter's: a .pth file may name a folder of the user's.
+        asks = (
+            "import json, sys; own = [sys.prefix, sys.base_prefix, sys.exec_prefix]; "
+            "print(json.dumps(own + [p for p in sys.path if p.startswith(tuple(own))]))"
+        )
         try:
             asked = subprocess.run([self.interpreter, "-I", "-c", asks], capture_output=True, check=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
@@ -113,8 +121,10 @@ class Box:
         return kept
 
 
-def run(programs: Sequence[str], box: Box, workers: int = 0) -> list[Result]:
+def run(programs: Sequence[Program], box: Box, workers: int = 0) -> list[Result]:
     """Run all programs, `workers` at a time (0: one a processor), and return how each ended, in order.
+
+    A program in parts is run one part after the other in one module, with the builtins as they were before each.
 
     Raises SettingsError where the sandbox cannot be had.
     """
@@ -122,7 +132,7 @@ def run(programs: Sequence[str], box: Box, workers: int = 0) -> list[Result]:
     servers = [Server(box) for _ in range(count)]
     own, free = threading.local(), list(servers)
 
-    def one(program: str) -> Result:
+    def one(program: Program) -> Result:
         if not hasattr(own, "server"):
             own.server = free.pop()
         return own.server.run(program)
@@ -145,7 +155,7 @@ class Server:
         self.root = tempfile.mkdtemp(prefix="sandbox-")
         self.closed = False
 
-    def run(self, program: str) -> Result:
+    def run(self, program: Program) -> Result:
         if self.process is None:
             self._start()
         try:
@@ -167,8 +177,12 @@ class Server:
     def _start(self) -> None:
         if self.closed:
             raise EOFError("the sandbox is closed")
+        calls = b"" if self.box.confinement == "limits" else filtered()
+        if calls is None:
+            raise _unusable(self.box, f"the system calls of {platform.machine()} are not known here")
         config = {
             "confinement": self.box.confinement,
+            "calls": calls.hex(),
             "limits": asdict(self.box.limits) | {"wall_seconds": self.box.wall_seconds},
             "visible": self.box.visible,
             "preload": self.box.preload,

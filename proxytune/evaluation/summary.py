@@ -9,7 +9,9 @@
     gap_closed                      (steered - base) / (tuned - base) for loss and metric; {} where nothing was tuned
     verdict                         one sentence
     level                           of every interval
+    rows_fingerprint                of questions and right answers: runs that share it measured the same rows
     command, commit                 how it was made
+    notes                           with a base behind an API: certified tokens, calls, numbers that are left out
 
 A number that does not exist is null, never NaN.
 """
@@ -17,8 +19,10 @@ A number that does not exist is null, never NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,12 +37,16 @@ from proxytune.evaluation.intervals import (
     gap_closed,
     paired_difference,
 )
+from proxytune.files import hash_json
 
 SYSTEMS = ("base", "expert", "steered", "tuned")
 MEASURES = ("loss", "metric")
-LOWER_IS_BETTER = ("toxic",)  # metrics of which less is better
+# Metrics of which less is better; the latter are the harness's.
+LOWER_IS_BETTER = ("toxic", "bits_per_byte", "log_byte_perplexity", "log_word_perplexity", "log_perplexity")
 
 SCORES = "scores.jsonl"  # beside a summary.json: the rows' own numbers, one line for each system and alpha
+
+ROWS = "rows"  # beside a summary.json, where replies were written: the folder of each system's own
 
 Key = tuple[str, float | None, str]  # system, alpha, measure
 
@@ -49,7 +57,8 @@ class Scores:
 
     alpha: of the steered system, else None. loss (N,): nats of the whole reference completion, or None where only
     replies were scored. tokens (N,): how many tokens that is. metric (N,): in 0..1, or None where nothing was
-    generated. weights (N,): what a row counts in the metric, 0 where nothing could be parsed; None is 1 each.
+    generated. weights (N,): what a row counts in the metric, 0 where nothing could be parsed; None is 1 each. digests:
+    of each row's question and right answer, None where nobody made them.
     """
 
     system: str
@@ -60,6 +69,7 @@ class Scores:
     metric_name: str
     ids: list[str]
     weights: np.ndarray | None = None
+    digests: list[str] | None = None
 
     def __post_init__(self) -> None:
         assert self.system in SYSTEMS, f"{self.system} is not a system"
@@ -81,7 +91,13 @@ class Scores:
             names[name]: {"values": measured.values.tolist(), "weights": measured.weights.tolist()}
             for name, measured in self.measures().items()
         }
-        return {"system": self.system, "alpha": self.alpha, "ids": self.ids, "measures": numbers}
+        return {
+            "system": self.system,
+            "alpha": self.alpha,
+            "ids": self.ids,
+            "digests": self.digests,
+            "measures": numbers,
+        }
 
 
 def build(
@@ -121,6 +137,7 @@ def build(
         "gap_closed": _gaps(estimates, chosen, level),
         "verdict": verdict(differences, chosen, metric_name, level),
         "level": level,
+        "rows_fingerprint": _fingerprint(scores),
         "command": command,
         "commit": commit,
     }
@@ -143,6 +160,36 @@ def verdict(differences: list[dict[str, Any]], alpha: float | None, metric_name:
     return f"Steering at alpha {alpha:g} {opening}{'; it '.join(clauses)} ({100 * level:g}% paired intervals)."
 
 
+def with_server(summary: dict[str, Any], records: Mapping[tuple[str, float | None], Sequence[Any]]) -> dict[str, Any]:
+    """The summary with what there is to tell of a base behind an API.
+
+    records: the rows' own, by (system, alpha). A row gets `certified`, the share of written tokens that are, and
+    `calls_per_token`; `notes` says it in words, and which numbers the server's scores leave open.
+    """
+    rows, notes, open_ = [], [], []
+    for row in summary["rows"]:
+        its = records[row["system"], row["alpha"]]
+        told = [one["served"] for one in its if "served" in one]
+        label = row["system"] if row["alpha"] is None else f"{row['system']} at alpha {row['alpha']:g}"
+        tokens, marked, calls = (sum(one[key] for one in told) for key in ("tokens", "marked", "calls"))
+        if tokens:
+            row |= {"certified": 1 - marked / tokens, "calls_per_token": calls / tokens}
+            notes.append(
+                f"{label}: {row['certified']:.1%} of {tokens:,} tokens certified, {calls / tokens:.2f} calls a token"
+            )
+        if any(one.get("loss", 0.0) is None for one in its):
+            open_.append(label)
+        rows.append(row)
+    if open_:
+        notes.append(f"no loss of {and_join(open_)}: the server's best scores leave open what all others come to")
+    return summary | {"rows": rows, "notes": notes}
+
+
+def rows_file(folder: Path, system: str, alpha: float | None) -> Path:
+    """Where, beside a summary in `folder`, the rows of one system stand."""
+    return folder / ROWS / f"{system if alpha is None else f'{system}-{alpha:g}'}.jsonl"
+
+
 def and_join(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
@@ -155,6 +202,25 @@ def better(measure: str, metric_name: str) -> int:
 def spoken(metric_name: str) -> str:
     """`exact_match` as people say it."""
     return metric_name.replace("_", " ")
+
+
+def too_long(records: Mapping[Any, Sequence[Mapping[str, Any]]]) -> set[int]:
+    """The places of rows that are longer than a context of any system, told on standard error: they count for none."""
+    found = {i for rows in records.values() for i, row in enumerate(rows) if row.get("too_long")}
+    if found:
+        print(f"proxytune: {len(found)} rows are left out: they are longer than a model's context", file=sys.stderr)
+    return found
+
+
+def digest(prompt: str, reference: Any) -> str:
+    """Of a row: its question as it is put plainly, and what is right."""
+    return hash_json([prompt, reference])[:16]
+
+
+def _fingerprint(scores: list[Scores]) -> str | None:
+    if not scores or scores[0].digests is None:
+        return None
+    return hash_json(sorted(zip(scores[0].ids, scores[0].digests, strict=True)))[:16]
 
 
 def _chosen(scores: list[Scores], chosen: float | None) -> float | None:

@@ -6,17 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from proxytune.decoding.engine import Engine, build
 from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.remote import RemoteEngine
+from proxytune.decoding.served import Served, small
 from proxytune.errors import DataError
 from proxytune.evaluation.benchmarks.benchmark import Prompt
 from proxytune.models import prompts
 from proxytune.models.prompts import Format, Turns
 from proxytune.models.trio import Trio
+from proxytune.settings import Decode
 
 
 @dataclass(frozen=True)
 class System:
-    """A mixture by the name it has in tables. tokenizers, formats: by role; `tokenizer` reads and writes replies."""
+    """A mixture by the name it has in tables. tokenizers, formats: by role; `tokenizer` reads and writes replies.
+
+    served: the base behind an API; `mixture` then has the small models alone, and alphas of 0 are the base itself.
+    """
 
     name: str
     mixture: Mixture
@@ -25,10 +32,29 @@ class System:
     formats: Mapping[str, Format]
     end_ids: frozenset[int]
     end_id: int | None
+    served: Served | None = None
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The systems that are measured with it, by name."""
+        return ("base", self.name) if self.served else (self.name,)
 
     @property
     def roles(self) -> list[str]:
-        return [term.role for term in self.mixture.terms]
+        return [*(["base"] if self.served else []), *(term.role for term in self.mixture.terms)]
+
+    def engine(self, decode: Decode) -> Engine | RemoteEngine:
+        """What writes its replies."""
+        if self.served is None:
+            return build(self.mixture, self.tokenizer, decode)
+        mixture = self.mixture
+        return self.served.engine(mixture.pairs, mixture.vocabulary, self.tokenizer, decode.prefill_tokens)
+
+    def alphas(self, name: str, alpha: float | None, beside: Sequence[float]) -> tuple[float, ...]:
+        """One alpha for each pair, for the point of that name: its own, then those of the experts beside the first."""
+        if name == "base":
+            return (0.0,) * len(self.mixture.pairs)
+        return (alpha or 0.0, *beside) if self.mixture.pairs else ()
 
     def encode(self, prompt: Turns | Prompt) -> dict[str, list[int]]:
         """The ids that each role reads of a prompt."""
@@ -55,7 +81,8 @@ class System:
         return ids
 
 
-def of_trio(trio: Trio, mixtures: Mapping[str, Mixture]) -> Sequence[System]:
-    """The systems that are made of a trio's models."""
+def of_trio(trio: Trio, mixtures: Mapping[str, Mixture], served: Served | None = None) -> Sequence[System]:
+    """The systems that are made of a trio's models; with a base behind an API one that is base and steered both."""
     own = (trio.tokenizers["base"], trio.tokenizers, trio.formats, trio.end_ids, trio.end_id)
-    return [System(name, mixture, *own) for name, mixture in mixtures.items()]
+    found = [System(name, mixture, *own) for name, mixture in mixtures.items()]
+    return [*found, System("steered", small(trio.pairs, trio.vocabulary), *own, served)] if served else found

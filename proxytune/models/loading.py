@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from proxytune.errors import ModelError
+from proxytune.errors import ModelError, out_of_memory
 from proxytune.files import resource
 from proxytune.models.quiet import quiet
 from proxytune.settings import ModelRef
@@ -32,7 +32,8 @@ def load_tokenizer(ref: ModelRef):
     from transformers import AutoTokenizer
 
     with _told(ref):
-        return AutoTokenizer.from_pretrained(locate(ref), revision=ref.revision, **_file(ref))
+        # said, not left open: where nothing is said, transformers asks at a terminal whether to run the model's code
+        return AutoTokenizer.from_pretrained(locate(ref), revision=ref.revision, trust_remote_code=False, **_file(ref))
 
 
 def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
@@ -92,6 +93,10 @@ def _told(ref: ModelRef) -> Generator[None]:
     except ModelError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise ModelError(
+                f"there is not enough memory for {ref.model}", "quantization=4bit, device=auto, or a smaller model"
+            ) from error
         name = ref.model + (f" at revision {ref.revision}" if ref.revision else "")
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise ModelError(

@@ -30,10 +30,7 @@ class LocalSource:
         self.uncap_at = uncap_at
         self.active = active or Active()
         self.kinds = _kinds(model)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+        self.device: torch.device = model.device  # asked for in every read, and transformers looks it up each time
 
     @property
     def rows(self) -> int:

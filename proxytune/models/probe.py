@@ -6,6 +6,7 @@ each other, or whose ids mean other tokens, is refused with the name of the test
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -49,29 +50,38 @@ class Abilities:
 
 @dataclass(frozen=True)
 class Probe:
+    """model: what the server says it serves, None if it does not. likeness: the first ids of its answer to the tests'
+    prompt, as far as no rounding can swap them: another model under the same name has others."""
+
     findings: tuple[Finding, ...]
     abilities: Abilities
+    model: str | None = None
+    likeness: tuple[int, ...] = ()
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(test, outcome, what was seen), in the order of the tests."""
         return [(found.test, found.outcome, found.seen) for found in self.findings]
 
 
-async def probe(base: RemoteBase, tokenizer, vocabulary: int) -> Probe:
-    """Try a server with the trio's own tokenizer and size of vocabulary. Raises ModelError naming a failed test."""
+async def probe(base: RemoteBase, tokenizer, vocabulary: int, head: int | None = None) -> Probe:
+    """Try a server with the trio's own tokenizer and size of vocabulary. Raises ModelError naming a failed test.
+
+    head: the rows of the base's head, where that is known to be more.
+    """
     async with base:
-        return await _Examiner(base, tokenizer, vocabulary).run()
+        return await _Examiner(base, tokenizer, vocabulary, head or vocabulary).run()
 
 
 class _Examiner:
     """`ids` is the prompt of all tests, `first` the plain answer to it."""
 
-    def __init__(self, base: RemoteBase, tokenizer, vocabulary: int):
-        self.base, self.tokenizer, self.vocabulary = base, tokenizer, vocabulary
+    def __init__(self, base: RemoteBase, tokenizer, vocabulary: int, head: int):
+        self.base, self.tokenizer, self.vocabulary, self.head = base, tokenizer, vocabulary, max(head, vocabulary)
         self.dialect, self.settings = base.dialect, base.settings
         self.ids = tuple(i for i in tokenizer(SAMPLE[0], add_special_tokens=False).input_ids if i < vocabulary)
         self.findings: list[Finding] = []
         self.tolerance = self.settings.tolerance
+        self.model: str | None = None
 
     async def run(self) -> Probe:
         await self._model()
@@ -91,6 +101,8 @@ class _Examiner:
         return Probe(
             tuple(self.findings),
             Abilities(most, chosen, inside, bool(chosen and inside and self.dialect.chosen_inside), self.tolerance),
+            self.model,
+            _likeness(self.first),
         )
 
     def _note(self, test: str, outcome: Literal["ok", "no", "open"], seen: str) -> None:
@@ -125,7 +137,8 @@ class _Examiner:
         if self.settings.model is not None and self.settings.model not in served:
             shown = ", ".join(served[:3]) + (", ..." if len(served) > 3 else "")
             raise self._fail("model", f"it serves {shown}", f"give base.model={served[0]}")
-        self._note("model", "ok", self.settings.model or served[0])
+        self.model = self.settings.model or served[0]
+        self._note("model", "ok", self.model)
 
     async def _repeated(self) -> None:
         for _ in range(2):
@@ -145,15 +158,16 @@ class _Examiner:
         self._note("token ids", "ok", "prompts are read as ids, as many as were sent (no BOS is added)")
 
     async def _most_top(self) -> int:
-        limit = min(self.vocabulary, self.dialect.most_top or self.vocabulary)
-        for most in dict.fromkeys([limit, *(n for n in (4096, 1024, 256, 100, 50, 20) if self.top < n < limit)]):
+        limit = min(self.head, self.dialect.most_top or self.head)
+        lists = [limit, *(n for n in (self.vocabulary, 4096, 1024, 256, 100, 50, 20) if self.top < n < limit)]
+        for most in sorted(set(lists), reverse=True):
             if most <= self.top:
                 break
             found = await self._may(Query(self.ids, most))
             if found:
                 self._agree("top scores", found[0])
                 self.most = found[0]
-                self._note("top scores", "ok", f"up to {most} of {self.vocabulary}")
+                self._note("top scores", "ok", f"up to {most} of {self.head}")
                 return most
         self.most = self.first
         self._note("top scores", "ok" if self.top == limit else "no", f"no more than {self.top}")
@@ -171,7 +185,7 @@ class _Examiner:
 
     async def _distribution(self, most: int) -> None:
         mass = sum(map(math.exp, self.most.scores))
-        if most == self.vocabulary and not self.dialect.unbounded and mass < 0.98:
+        if most >= self.vocabulary and not self.dialect.unbounded and mass < 0.98:
             # A head with more rows than the trio shares may hold the rest; the floor says how much at most.
             self._note("probabilities", "open", f"the {most} ids shared have {mass:.4f} of all probability")
         else:
@@ -287,6 +301,12 @@ def _gap(one: Told, other: Told) -> float | None:
     ]
     gaps += [max(0.0, score - one.floor) for i, score in second.items() if i not in first]
     return max(gaps) if first.keys() & second.keys() else None
+
+
+def _likeness(told: Told) -> tuple[int, ...]:
+    """The best ids in order, up to the first two that another answer may swap."""
+    apart = [a - b > 2 * WOBBLE for a, b in itertools.pairwise(told.scores)]
+    return tuple(told.ids[: next((n for n, clear in enumerate(apart) if not clear), len(apart))])
 
 
 def _grid(scores: Sequence[float]) -> float:

@@ -6,7 +6,10 @@ emitted ids are shared, so each model keeps its own prompt ids, positions and ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import sys
+from collections.abc import Container, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from proxytune.errors import DataError
@@ -29,12 +32,51 @@ def encode(prompt: Turns, tokenizer, format: Format) -> list[int]:
     """The ids a model reads before the reply. Plain prompts get the tokenizer's own special tokens, such as BOS."""
     if format == "chat":
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = templated(messages, tokenizer, add_generation_prompt=True, tokenize=True, return_dict=False)
     else:
         ids = tokenizer(plain_text(prompt)).input_ids
     if not ids:
         raise DataError("a prompt is empty", "give each prompt at least one token")
     return list(ids)
+
+
+def rendered(turns: Sequence[Mapping[str, str]], tokenizer, opened: bool = True) -> str:
+    """A chat as its template writes it, with the next reply opened, or with the last turn left to be gone on with."""
+    return templated(turns, tokenizer, tokenize=False, add_generation_prompt=opened, continue_final_message=not opened)
+
+
+def templated(turns: Sequence[Mapping[str, str]], tokenizer, **how) -> Any:
+    """What `apply_chat_template` gives. A system turn that the template refuses opens the first turn of the user.
+
+    Raises DataError with the template's own words where it refuses these turns all the same.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(turns), **how)
+    except (TemplateError, OverflowError, TypeError) as error:  # too long a loop; a file asked for; unlike things added
+        refusal = str(error)
+    if [turn["role"] for turn in turns[:2]] == ["system", "user"]:
+        with contextlib.suppress(TemplateError):
+            found = tokenizer.apply_chat_template(_folded(turns), **how)
+            _tell_folded(tokenizer.name_or_path)
+            return found
+    raise DataError(
+        f"the chat template of {tokenizer.name_or_path} refuses these turns: {refusal}",
+        "mend the prompt's roles, or name another template with family.chat_template",
+    )
+
+
+def _folded(turns: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    system, first, *rest = turns
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+@lru_cache(maxsize=64)
+def _tell_folded(name: str) -> None:
+    """Once for each tokenizer."""
+    what = "takes no system turn: its text opens the first turn of the user"
+    print(f"proxytune: the chat template of {name} {what}", file=sys.stderr)
 
 
 def encode_completion(prompt: Turns, completion: Turns, tokenizer, end_id: int | None) -> list[int]:
@@ -59,6 +101,15 @@ def end_of_turn(tokenizer) -> int | None:
     rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2]
     ids = tokenizer(rest, add_special_tokens=False).input_ids
     return next((i for i in ids if i in tokenizer.all_special_ids or i in tokenizer.added_tokens_decoder), None)
+
+
+def end_id(chat: Any | None, plain: Any, vocabulary: Container[int]) -> int:
+    """The token that closes a reply: the end of a turn where a chat tokenizer is given, else EOS of the plain one.
+
+    An end of turn that not all models know cannot be said: then replies end as the plain one's do.
+    """
+    turn = end_of_turn(chat) if chat is not None else None
+    return turn if turn is not None and turn in vocabulary else plain.eos_token_id
 
 
 def end_ids(tokenizers: Sequence[Any], generation_configs: Sequence[Any]) -> frozenset[int]:

@@ -20,6 +20,8 @@ def quiet(*libraries: ModuleType) -> Generator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        # PEFT looks for the model of an adapter by a name that is ours
+        warnings.filterwarnings("ignore", message="Could not find a config file in embedded:")
         for library in shown:
             library.disable_progress_bar()
         try:

@@ -43,8 +43,9 @@ class ExpertFiles:
 class Trio:
     """Base and pairs of expert and anti over one vocabulary; replies use the base's tokenizer.
 
-    local: the base, None where only a server has it. tokenizers and formats: how each role's prompt is put; a further
-    expert has a role of its own (`expert2`).
+    local: the base, None where only a server has it; head: the rows of that one's head, None where its configuration
+    does not tell. tokenizers and formats: how each role's prompt is put; a further expert has a role of its own
+    (`expert2`).
     """
 
     local: Term | None
@@ -54,6 +55,7 @@ class Trio:
     vocabulary: Vocabulary
     end_ids: frozenset[int]
     end_id: int
+    head: int | None = None
 
     @property
     def base(self) -> Term:
@@ -110,15 +112,16 @@ def load(base_ref: ModelRef, experts: Sequence[ExpertFiles], dtype: str = "auto"
     for source in sources:
         source.vocabulary = vocabulary.size
     generation = [source.model.generation_config for source in sources]
+    head = None
     if served:
         elsewhere = describe(base_ref, weights=False)
+        head = getattr(elsewhere.text, "vocab_size", None)
         generation.append(elsewhere.generation)
         level_caps(sources, [elsewhere.soft_cap] if elsewhere.config else [])
     else:
         level_caps(sources)
     found = {role: Term(source, role, member) for role, (source, member) in places.items()}
     chat = next((n for n, expert in enumerate(experts) if expert.prompt_format == "chat"), None)
-    turn = prompts.end_of_turn(tokenizers[_role("expert", chat)]) if chat is not None else None
     return Trio(
         local=found.get("base"),
         pairs=tuple(
@@ -132,8 +135,10 @@ def load(base_ref: ModelRef, experts: Sequence[ExpertFiles], dtype: str = "auto"
         end_ids=prompts.end_ids(
             [tokenizer for role, tokenizer in tokenizers.items() if not role.startswith("anti")], generation
         ),
-        # An end of turn that the base does not know cannot be said: then replies end as the base's do.
-        end_id=turn if turn is not None and turn in vocabulary else tokenizers["base"].eos_token_id,
+        end_id=prompts.end_id(
+            None if chat is None else tokenizers[_role("expert", chat)], tokenizers["base"], vocabulary
+        ),
+        head=head,
     )
 
 

@@ -1,4 +1,6 @@
-"""Measure base, expert alone, steered and tuned base by a benchmark: `evaluate` with a benchmark ends up here.
+"""Measure base, expert alone, steered and tuned base by a benchmark, or by a task of the lm-evaluation-harness.
+
+`evaluate` with a benchmark or with the harness ends up here; each task of the harness is a run of its own.
 
 Beside what every `summary.json` holds, a row here tells `measures` (each with value, ci and over), the benchmark's
 counts (`unparsed`, ...) and `by_<kind>`; a difference tells McNemar's exact p where every row is right or wrong. Each
@@ -13,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from proxytune.errors import DataError
+from proxytune.errors import DataError, SettingsError
 from proxytune.evaluation import summary as summaries
 from proxytune.evaluation.benchmarks import catalog as benchmarks
+from proxytune.evaluation.benchmarks import harnessed, verdicts, weighed
 from proxytune.evaluation.benchmarks import rows as files
-from proxytune.evaluation.benchmarks import verdicts, weighed
 from proxytune.evaluation.benchmarks.benchmark import Prompt, user
+from proxytune.evaluation.benchmarks.harnessed import Harnessed
 from proxytune.evaluation.benchmarks.report import summed
 from proxytune.evaluation.benchmarks.scored import Scored
 from proxytune.evaluation.benchmarks.weighed import Question, Weighed
@@ -32,19 +35,22 @@ from proxytune.models.prompts import plain_text, text_of
 from proxytune.settings import Evaluate
 from proxytune.stages import evaluate
 from proxytune.stages import trio as trios
-from proxytune.stages.evaluate import Found, Records
+from proxytune.stages.evaluate import Alphas, Found, Records
 from proxytune.stages.start import start, warn
 from proxytune.tasks import catalog, sources
 from proxytune.tasks import rows as forms
-from proxytune.tracking import record
 
 Key = tuple[str, float | None]
+Work = Written | Weighed | Harnessed
 
 
 def run(settings: Evaluate) -> Found:
     """Measure, print the tables, write summary.json and print its path last."""
     from proxytune.analysis import figures, tables
 
+    *others, _ = settings.harness or [""]
+    for name in others:
+        run(settings.model_copy(update={"harness": [name]}))
     expert = trios.find(settings)
     alpha = trios.alpha_of(settings, expert)
     work = asked(settings)
@@ -66,9 +72,14 @@ def run(settings: Evaluate) -> Found:
     return found
 
 
-def asked(settings: Evaluate) -> Written | Weighed:
+def asked(settings: Evaluate) -> Work:
     """The benchmark's questions, ready to be put. Raises DataError or SettingsError before any model is loaded."""
     chosen, dtype = settings.benchmark, settings.family.dtype
+    if settings.harness:
+        if settings.base is not None:
+            what = "harness= takes no base behind an API: its tasks are scored here, token by token"
+            raise SettingsError(what, "leave base= out, or give benchmark= instead")
+        return harnessed.load(settings.harness[-1], settings.lm_eval, settings.decode, settings.score_batch_size, dtype)
     assert chosen is not None
     if chosen.name in weighed.KINDS:
         return Weighed(chosen.name, weighed.load(chosen), dtype, settings.score_batch_size)
@@ -77,6 +88,8 @@ def asked(settings: Evaluate) -> Written | Weighed:
     benchmark = benchmarks.get(chosen.name)
     verdicts.refuse_code(benchmark, chosen)
     rows = files.load(benchmark, chosen.rows, chosen.revision, chosen.seed)[: chosen.limit]
+    if settings.base is not None and chosen.name == "realtimeqa":  # as the paper asks a model behind an API
+        return Weighed(chosen.name, [weighed.lettered(row) for row in rows], dtype, settings.score_batch_size)
     return Written(benchmark, chosen, rows, settings.decode, dtype)
 
 
@@ -106,29 +119,18 @@ def _replies(settings: Evaluate) -> list[Question]:
     ]
 
 
-def _compute(settings: Evaluate, work: Written | Weighed, system: System, points: list[Point]):
-    alphas = [trios.alphas(settings, system.mixture, point.alpha or 0.0) for point in points]
+def _compute(settings: Evaluate, work: Work, system: System, points: list[Point], alphas: Alphas):
     return work.compute(system, alphas, [work.part(settings.outputs, point) for point in points])
 
 
-def _summarise(
-    settings: Evaluate, expert: Expert, work: Written | Weighed, records: Records, alpha: float, folder: Path
-) -> Found:
+def _summarise(settings: Evaluate, expert: Expert, work: Work, records: Records, alpha: float, folder: Path) -> Found:
     outputs = settings.outputs / "points"
     scored = {key: work.score(rows, outputs / f"{work.name}-{key[0]}.jsonl") for key, rows in records.items()}
+    left_out = summaries.too_long(records)
+    scored = {key: one.without(left_out) for key, one in scored.items()}
     _keep_rows(scored, folder)
-    summary = summaries.build(
-        work.name,
-        settings.family.name,
-        [one.scores(*key) for key, one in scored.items()],
-        expert=expert.reference,
-        split=settings.split,
-        chosen=alpha,
-        samples=settings.bootstrap_samples,
-        seed=settings.seed,
-        command=settings.command,
-        commit=record.code_version()["commit"] or "",
-    )
+    scores = [one.scores(*key) for key, one in scored.items()]
+    summary = evaluate.built(settings, expert, work.name, scores, records, alpha)
     summary["rows"] = [
         row | _detail(scored[row["system"], row["alpha"]], settings.bootstrap_samples, settings.seed)
         for row in summary["rows"]
@@ -157,8 +159,7 @@ def _detail(scored: Scored, samples: int, seed: int) -> dict[str, Any]:
 def _keep_rows(scored: Mapping[Key, Scored], folder: Path) -> None:
     write_jsonl(folder / summaries.SCORES, [one.told(*key) for key, one in scored.items()])
     for (system, alpha), one in scored.items():
-        name = system if alpha is None else f"{system}-{alpha:g}"
-        write_jsonl(folder / "rows" / f"{name}.jsonl", one.records)
+        write_jsonl(summaries.rows_file(folder, system, alpha), one.records)
 
 
 def _remember(settings: Evaluate, expert: Expert, summary: Mapping[str, Any]) -> None:
@@ -166,5 +167,5 @@ def _remember(settings: Evaluate, expert: Expert, summary: Mapping[str, Any]) ->
     rows: Sequence[Mapping[str, Any]] = summary["rows"]
     steered = next(row for row in rows if row["system"] == "steered" and row["alpha"] == summary["chosen"])
     told = {name: one["value"] for name, one in steered["measures"].items()}
-    told |= {"alpha": steered["alpha"], "n": steered["n"], "base": settings.base_ref.model}
+    told |= {"alpha": steered["alpha"], "n": steered["n"], "base": trios.base_name(settings)}
     Registry(settings.outputs / "registry").update(expert, scores={summary["task"]: told})

@@ -13,14 +13,16 @@ from proxytune.decoding.engine import build
 from proxytune.decoding.request import Reply, Request, sampling, variant
 from proxytune.decoding.streaming import Pieces
 from proxytune.errors import DataError, ProxytuneError
-from proxytune.experts.registry import Expert
 from proxytune.files import write_jsonl
 from proxytune.models.prompts import Turns, plain_text
 from proxytune.models.trio import Trio
 from proxytune.settings import DecodeStage
 from proxytune.stages import trio as trios
+from proxytune.stages.kept import Kept
+from proxytune.stages.room import in_smaller_batches
 from proxytune.stages.served import Writing, certificate
 from proxytune.stages.start import start
+from proxytune.stages.trio import Held
 from proxytune.tasks import catalog
 from proxytune.tracking.progress import track
 
@@ -34,10 +36,13 @@ def run(settings: DecodeStage) -> list[dict[str, Any]]:
     what is finished is written, and kept for the same command, when a fault or a spent budget ends the run.
     """
     asked = read_prompts(settings.prompt, settings.prompts)
-    expert = trios.find(settings)
+    expert, beside = trios.find(settings), trios.held(settings)
     alpha = trios.alpha_of(settings, expert)
-    trio = trios.load(settings, expert)
-    served = Writing(settings, trio, _content(settings, expert, alpha, asked)) if settings.base else None
+    experts = [(expert, alpha), *beside]
+    trio = trios.load(settings, expert, beside)
+    content = _content(settings, experts, asked)
+    served = Writing(settings, trio, content) if settings.base else None
+    kept = Kept(settings.outputs, content)
     streams = len(asked) == 1 and not settings.compare
     with start(settings, "decode", alpha=alpha) as tracked:
         out = settings.out or tracked.folder / "replies.jsonl"
@@ -45,10 +50,10 @@ def run(settings: DecodeStage) -> list[dict[str, Any]]:
         records: list[dict[str, Any]] = []
         try:
             for system in systems:
-                records += write(settings, trio, expert, system, alpha, asked, stream=streams, served=served)
+                records += write(settings, trio, experts, system, asked, kept, stream=streams, served=served)
         except ProxytuneError:
             if served:
-                finished = [row for s in systems for row in _records(settings, expert, s, alpha, asked, served.kept(s))]
+                finished = [row for s in systems for row in _records(settings, experts, s, asked, served.kept(s))]
                 write_jsonl(out, finished)
                 print(f"replies: {out} has the {len(finished)} that are finished", file=sys.stderr)
             raise
@@ -59,10 +64,11 @@ def run(settings: DecodeStage) -> list[dict[str, Any]]:
         write_jsonl(out, records)
         if served:
             tracked.summary(served.measured)
-            served.journal.remove()
         columns = ["id", "prompt", "system", "alpha", "text"]
         tracked.table("generations", columns, [[_flat(row[column]) for column in columns] for row in records])
         tracked.use(expert.reference, "model", {"folder": str(expert.folder)})
+    for journal in [kept.journal, *([served.journal] if served else [])]:
+        journal.remove()  # last: until then a killed run goes on from it
     print(f"replies: {out}", file=sys.stderr)
     return records
 
@@ -70,22 +76,24 @@ def run(settings: DecodeStage) -> list[dict[str, Any]]:
 def write(
     settings: DecodeStage,
     trio: Trio,
-    expert: Expert,
+    experts: Held,
     system: str,
-    alpha: float,
     asked: Sequence[Prompt],
+    kept: Kept | None = None,
     *,
     stream: bool = False,
     served: Writing | None = None,
 ) -> list[dict[str, Any]]:
-    """The records of one system's replies, in the prompts' order."""
+    """The records of one system's replies, in the prompts' order. experts: all of them, each with its alpha."""
     limits = trios.limits(settings, catalog.get(settings.task.name), trio.end_ids)
     tokenizer, how = trio.tokenizers["base"], variant(settings.decode)
-    if served and system in served.systems:
-        alphas, answer = served.alphas(system, alpha), partial(served.run, system)
-    else:
-        mixture = trios.mixtures(trio)[system]
-        alphas, answer = trios.alphas(settings, mixture, alpha), build(mixture, tokenizer, settings.decode).run
+    alphas = tuple(alpha for _, alpha in experts)
+    remote = served if served and system in served.systems else None
+    mixture = None if remote else trios.mixtures(trio)[system]
+    if mixture is None:
+        alphas = alphas if system == "steered" else (0.0,) * len(alphas)
+    elif not mixture.pairs:
+        alphas = ()
     requests = [
         Request(trio.encode(row["prompt"]), limits, alphas, sampling(settings.decode, place), how)
         for place, row in enumerate(asked)
@@ -95,23 +103,30 @@ def write(
     def show_piece(_: int, reply: Reply) -> None:
         print(pieces.next(reply), end="" if reply.finish_reason is None else "\n", flush=True)
 
-    found = answer(requests, on_token=show_piece if stream else None)
-    replies = dict(found if stream else track(found, f"{system}: replies", len(asked)))
-    return _records(settings, expert, system, alpha, asked, replies)
+    def answered(rows: int) -> dict[int, Reply]:
+        if remote:
+            answer = partial(remote.run, system)
+        else:
+            assert mixture is not None
+            answer = build(mixture, tokenizer, settings.decode.model_copy(update={"batch_size": rows})).run
+            answer = partial(kept.run, system, answer) if kept else answer
+        found = answer(requests, on_token=show_piece if stream else None)
+        return dict(found if stream else track(found, f"{system}: replies", len(asked)))
+
+    replies = in_smaller_batches(answered, min(settings.decode.batch_size, len(asked)))
+    return _records(settings, experts, system, asked, replies)
 
 
 def _records(
     settings: DecodeStage,
-    expert: Expert,
+    experts: Held,
     system: str,
-    alpha: float,
     asked: Sequence[Prompt],
     replies: Mapping[int, Reply],
 ) -> list[dict[str, Any]]:
-    models = {"base": settings.base_ref.model, "expert": expert.reference, "anti": expert.manifest.anti.model}
-    if settings.base:
-        models["base"] = f"{settings.base.model or settings.base_ref.model} at {settings.base.url}"
-    for number, (other, other_alpha) in enumerate(trios.held(settings), 2):
+    (expert, alpha), *beside = experts
+    models = {"base": trios.base_name(settings), "expert": expert.reference, "anti": expert.manifest.anti.model}
+    for number, (other, other_alpha) in enumerate(beside, 2):
         models[f"expert{number}"] = f"{other.reference} at {other_alpha:g}"
     used = {"base": ("base",), "expert": ("expert",), "steered": tuple(models)}[system]
     return [
@@ -132,9 +147,8 @@ def _records(
     ]
 
 
-def _content(settings: DecodeStage, expert: Expert, alpha: float, asked: Sequence[Prompt]) -> dict[str, Any]:
+def _content(settings: DecodeStage, experts: Held, asked: Sequence[Prompt]) -> dict[str, Any]:
     """All that decides what is said, the server aside."""
-    experts = [(expert, alpha), *trios.held(settings)]
     return {
         "asked": asked,
         "experts": [[trios.weights_of(one), one.manifest.prompt_format, its_alpha] for one, its_alpha in experts],

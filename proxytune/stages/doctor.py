@@ -190,7 +190,9 @@ def asked(patient: Patient) -> Iterator[str]:
 
 
 def fits(patient: Patient) -> Iterator[str]:
-    yield from memory.told(patient.settings, patient.refs, patient.described, _adapters(patient))
+    settings = patient.settings
+    reply = trios.limits(settings, catalog.get(settings.task.name)).max_new_tokens
+    yield from memory.told(settings, patient.refs, patient.described, _adapters(patient), reply)
 
 
 def _adapters(patient: Patient) -> dict[str, tuple[str, bool]]:
@@ -205,7 +207,7 @@ def _adapters(patient: Patient) -> dict[str, tuple[str, bool]]:
 def server(patient: Patient) -> Iterator[str]:
     if patient.settings.base is None:
         return
-    from proxytune.stages import served
+    from proxytune.decoding import served
 
     found = served.reach(patient.settings.base, patient.tokenizers["base"], patient.vocabulary.size)
     for test, outcome, seen in found.probe.rows():

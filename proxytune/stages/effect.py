@@ -46,13 +46,12 @@ def measured(settings: Doctor, expert: Expert) -> tuple[dict[str | float, np.nda
     """Nats of each row by system or alpha, the rows' ids, their tokens."""
     data = sources.load(settings.data, catalog.get(settings.task.name), settings.family, settings.outputs / "cache")
     rows = data.held("validation")[: settings.rows]
-    trio = trios.load(settings, expert)
+    beside = trios.held(settings)
+    trio = trios.load(settings, expert, beside)
     given = [Given(trio.encode(r["prompt"]), trio.encode_completion(r["prompt"], r["completion"])) for r in rows]
     systems = trios.mixtures(trio)
     alphas = sorted({*settings.alphas, trios.alpha_of(settings, expert)} - {0.0}) or [1.0]
-    steered = np.array(
-        _nats(systems["steered"], given, [trios.alphas(settings, systems["steered"], a) for a in alphas])
-    )
+    steered = np.array(_nats(systems["steered"], given, [trios.alphas(systems["steered"], a, beside) for a in alphas]))
     found: dict[str | float, np.ndarray] = {"base": _alone(systems["base"], given)}
     found |= {"expert": _alone(systems["expert"], given)}
     found |= {"anti": _alone(Mixture(trio.pairs[0][1], trio.vocabulary), given)}

@@ -11,24 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from proxytune.decoding.mixture import Mixture
 from proxytune.evaluation import summary as summaries
-from proxytune.evaluation.points import Measure, Named, Point, compute, keep, kept
+from proxytune.evaluation.points import Measure, Placed, Point, compute, keep, kept
 from proxytune.evaluation.summary import SCORES, Scores
 from proxytune.evaluation.system import System, of_trio
 from proxytune.experts.registry import Expert, Registry
 from proxytune.files import write_json, write_jsonl
-from proxytune.models import prompts
-from proxytune.models.loading import load_model, load_tokenizer
-from proxytune.models.local import LocalSource
-from proxytune.models.source import Term
-from proxytune.settings import Evaluate, ModelRef
+from proxytune.settings import Evaluate
+from proxytune.stages import alone
 from proxytune.stages import trio as trios
+from proxytune.stages.room import in_smaller_batches
+from proxytune.stages.served import INEXACT, reach, spent
 from proxytune.stages.start import start, warn
 from proxytune.tasks import catalog, sources
 from proxytune.tracking import record
 
 Records = dict[tuple[str, float | None], list[dict[str, Any]]]
+Alphas = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def run(settings: Evaluate) -> Found:
     """Evaluate, print the table, write summary.json and print its path last."""
     from proxytune.analysis import figures, tables
 
-    if settings.benchmark is not None:
+    if settings.benchmark is not None or settings.harness:
         from proxytune.stages import benchmark
 
         return benchmark.run(settings)
@@ -76,10 +75,24 @@ def measure(settings: Evaluate, expert: Expert, alphas: Sequence[float]) -> Reco
 def summarise(settings: Evaluate, expert: Expert, records: Records, *, chosen: float, folder: Path) -> Found:
     """The summary of records, judged at the chosen alpha, written into `folder`."""
     metric_name = catalog.get(settings.task.name).metric_name
-    scores = [_scores(system, alpha, rows, metric_name) for (system, alpha), rows in records.items()]
+    left_out = summaries.too_long(records)
+    scores = [_scores(system, alpha, rows, metric_name, left_out) for (system, alpha), rows in records.items()]
     write_jsonl(folder / SCORES, [one.told() for one in scores])
+    for (system, alpha), rows in records.items():
+        if rows and "text" in rows[0]:
+            write_jsonl(summaries.rows_file(folder, system, alpha), rows)
+    summary = built(settings, expert, settings.task.name, scores, records, chosen)
+    path = folder / "summary.json"
+    write_json(path, summary)
+    return Found(records, summary, path)
+
+
+def built(
+    settings: Evaluate, expert: Expert, task: str, scores: list[Scores], records: Records, chosen: float
+) -> dict[str, Any]:
+    """The summary of scores, as the settings ask for it, with what a server's answers left open."""
     summary = summaries.build(
-        settings.task.name,
+        task,
         settings.family.name,
         scores,
         expert=expert.reference,
@@ -90,9 +103,11 @@ def summarise(settings: Evaluate, expert: Expert, records: Records, *, chosen: f
         command=settings.command,
         commit=record.code_version()["commit"] or "",
     )
-    path = folder / "summary.json"
-    write_json(path, summary)
-    return Found(records, summary, path)
+    if settings.base is None:
+        return summary
+    summary = summaries.with_server(summary, records)
+    inexact = [INEXACT] if settings.base.mode == "bias" else []
+    return summary | {"notes": [*inexact, *summary["notes"]]}
 
 
 def _measure(settings: Evaluate, expert: Expert) -> Measure:
@@ -117,91 +132,75 @@ def _measure(settings: Evaluate, expert: Expert) -> Measure:
 def points(
     settings: Evaluate,
     expert: Expert,
-    named: Named,
+    measure: Placed,
     alphas: Sequence[float],
-    compute: Callable[[System, list[Point]], list[list[dict[str, Any]]]],
+    compute: Callable[[System, list[Point], Alphas], list[list[dict[str, Any]]]],
 ) -> Records:
     """Read or compute the points of all systems. Models are loaded only if something is missing.
 
-    compute(system, its missing points): the records of each, all of them in one pass.
+    compute(system, its missing points, their alphas): the records of each, all of them in one pass.
     """
-    base = trios.base_identity(settings.base_ref).model_dump(include={"weights", "tokenizer"})
-    small = expert.manifest.anti.model_dump(include={"weights", "tokenizer"}) | {
-        "format": expert.manifest.prompt_format
-    }
-    own = {"anti": small, "expert": trios.weights_of(expert)}
-    wanted = [Point("base", None, {"base": base}), Point("expert", None, own)]
-    beside = [[trios.weights_of(other), alpha] for other, alpha in trios.held(settings)]
-    whole = {"base": base, **own} | ({"held": beside} if beside else {})
+    beside = trios.held(settings)
+    served = reach(settings, trios.load(settings, expert, beside)) if settings.base else None
+    whole = trios.identity(settings, expert, beside, served)
+    wanted = [Point("base", None, {"base": whole["base"]})]
+    wanted += [Point("expert", None, {role: whole[role] for role in ("anti", "expert")})]
     wanted += [Point("steered", alpha, whole) for alpha in alphas]
-    found: Records = {}
-    missing = []
-    for point in wanted:
-        rows = kept(settings.outputs, named, point)
-        if rows is None:
-            missing.append(point)
-        found[point.system, point.alpha] = rows or []
+    found: Records = {(point.system, point.alpha): kept(settings.outputs, measure, point) or [] for point in wanted}
+    missing = [point for point in wanted if not found[point.system, point.alpha]]
     if missing:
-        trio = trios.load(settings, expert)
-        for system in of_trio(trio, trios.mixtures(trio)):
-            mine = [point for point in missing if point.system == system.name]
-            for point, rows in zip(mine, compute(system, mine) if mine else [], strict=True):
-                keep(settings.outputs, named, point, rows)
-                found[point.system, point.alpha] = rows
+        trio = trios.load(settings, expert, beside)
+        try:
+            for system in of_trio(trio, trios.mixtures(trio), served):
+                mine = [point for point in missing if point.system in system.points]
+                entries = [system.alphas(point.system, point.alpha, [other for _, other in beside]) for point in mine]
+                for point, rows in zip(mine, compute(system, mine, entries) if mine else [], strict=True):
+                    keep(settings.outputs, measure, point, rows)
+                    found[point.system, point.alpha] = rows
+        finally:
+            if served:
+                print(f"proxytune: {served.base.settings.url}: {spent(served)}", file=sys.stderr)
     tuned = trios.tuned_base(settings, expert, settings.tuned)
     if tuned is not None:
-        point = Point("tuned", None, {"base": base, "tuned": trios.weights_of(tuned)})
-        rows = kept(settings.outputs, named, point)
+        point = Point("tuned", None, {"base": whole["base"], "tuned": trios.weights_of(tuned)})
+        rows = kept(settings.outputs, measure, point)
         if rows is None:
-            (rows,) = compute(_tuned(settings, tuned), [point])
-            keep(settings.outputs, named, point, rows)
+            (rows,) = compute(alone.load("tuned", settings.base_ref, settings.family.dtype, tuned), [point], [()])
+            keep(settings.outputs, measure, point, rows)
         found["tuned", None] = rows
     return found
 
 
-def _compute(settings: Evaluate, measured: Measure, system: System, points: list[Point]):
+def _compute(settings: Evaluate, measured: Measure, system: System, points: list[Point], alphas: Alphas):
     """The records of one system's missing points, all alphas in one scoring pass."""
     asked = [system.encode(row["prompt"]) for row in measured.rows]
     replies = [system.encode_completion(row["prompt"], row["completion"]) for row in measured.rows]
     ended = replace(measured, limits=replace(measured.limits, end_ids=system.end_ids))
-    alphas = [trios.alphas(settings, system.mixture, point.alpha or 0.0) for point in points]
-    parts = [measured.part(settings.outputs, point) for point in points] if settings.generate else []
-    return compute(ended, system.mixture, alphas, asked, replies, system.tokenizer, system.name, parts)
+    parts = [measured.part(settings.outputs, point) for point in points]
+
+    def at_most(rows: int) -> list[list[dict[str, Any]]]:
+        decode = ended.decode.model_copy(update={"batch_size": min(rows, ended.decode.batch_size)})
+        less = replace(ended, decode=decode, score_batch_size=min(rows, ended.score_batch_size))
+        return compute(less, system, alphas, asked, replies, parts)
+
+    return in_smaller_batches(at_most, max(ended.decode.batch_size, ended.score_batch_size))
 
 
-def _tuned(settings: Evaluate, tuned: Expert) -> System:
-    """The directly tuned base: a single model with the format it was tuned with."""
-    files = trios.files_of(tuned)
-    own = ModelRef(model=str(tuned.folder))
-    model = (
-        load_model(settings.base_ref, settings.family.dtype, adapter=files.folder)
-        if files.adapter
-        else load_model(own, settings.family.dtype)
-    )
-    tokenizer, plain = load_tokenizer(own), load_tokenizer(settings.base_ref)
-    vocabulary = trios.whole_vocabulary(tokenizer, model)
-    end = prompts.end_of_turn(tokenizer) if files.prompt_format == "chat" else None
-    return System(
-        name="tuned",
-        mixture=Mixture(Term(LocalSource(model, vocabulary.size), "tuned"), vocabulary),
-        tokenizer=tokenizer,
-        tokenizers={"tuned": tokenizer},
-        formats={"tuned": files.prompt_format},
-        end_ids=prompts.end_ids([tokenizer, plain], [model.generation_config]),
-        end_id=end if end is not None else tokenizer.eos_token_id,
-    )
-
-
-def _scores(system: str, alpha: float | None, rows: list[dict[str, Any]], metric_name: str) -> Scores:
-    written = all("metrics" in row for row in rows)
+def _scores(system: str, alpha: float | None, rows: list[dict], metric_name: str, left_out: set[int]) -> Scores:
+    """left_out: the places of rows that count for no system."""
+    kept = np.array([i not in left_out for i in range(len(rows))], dtype=float)
+    digests = [row["row"] for row in rows if "row" in row]
+    written, weighed = all("metrics" in row for row in rows), all(row["loss"] is not None for row in rows)
     return Scores(
         system=system,
         alpha=alpha,
-        loss=np.array([row["loss"] for row in rows]),
-        tokens=np.array([row["tokens"] for row in rows]),
-        metric=np.array([row["metrics"][metric_name] for row in rows]) if written else None,
+        loss=kept * [row["loss"] for row in rows] if weighed else None,
+        tokens=kept * [row["tokens"] for row in rows],
+        metric=kept * [row["metrics"][metric_name] for row in rows] if written else None,
         metric_name=metric_name,
         ids=[row["id"] for row in rows],
+        weights=kept,
+        digests=digests if len(digests) == len(rows) else None,
     )
 
 
@@ -231,6 +230,7 @@ def _remember(settings: Evaluate, expert: Expert, summary: dict[str, Any]) -> No
     rows = [row for row in summary["rows"] if row["system"] == "steered"]
     steered = next(row for row in rows if row["alpha"] == summary["chosen"])
     scores = {key: steered[key] for key in ("alpha", "n", "loss")} | {steered["metric_name"]: steered["metric"]}
-    Registry(settings.outputs / "registry").update(
-        expert, scores={settings.split: scores | {"base": settings.base_ref.model}}
-    )
+    columns = ("system", "alpha", "n", "loss", "loss_ci", "metric", "metric_name", "metric_ci")
+    table = [{column: row[column] for column in columns} for row in summary["rows"]]
+    told = scores | {"base": trios.base_name(settings), "table": table}
+    Registry(settings.outputs / "registry").update(expert, scores={settings.split: told})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from proxytune.errors import ModelError
-from proxytune.models.described import BYTES, Described, free_memory
+from proxytune.models.described import BYTES, Described, describe, free_memory
+from proxytune.models.members import separable
+from proxytune.models.trio import ExpertFiles
 from proxytune.settings import ModelRef, Steering
-from proxytune.stages import trio as trios
-from proxytune.tasks import catalog
 
 PROMPT = 512  # tokens of a prompt, where keys and values are reckoned
 QUANTISED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a number
@@ -20,14 +20,16 @@ def told(
     refs: Mapping[str, ModelRef],
     described: Mapping[str, Described],
     adapters: Mapping[str, tuple[str, bool]],
+    reply: int,
 ) -> Iterator[str]:
     """A line for each model, and the sum. adapters: the role of an adapter's model, and whether it is merged into it.
+    reply: tokens of the longest.
 
     Raises ModelError where it does not fit.
     """
     needed: dict[str, float] = defaultdict(float)
     rows = settings.base.in_flight if settings.base else settings.decode.batch_size
-    tokens = PROMPT + trios.limits(settings, catalog.get(settings.task.name)).max_new_tokens
+    tokens = PROMPT + reply
     for role, ref in refs.items():
         found = described[role]
         if role == "base" and settings.base is not None:
@@ -35,7 +37,7 @@ def told(
         elif not found.parameters:
             yield f"{role}: not known, there are no safetensors headers to be had"
         else:
-            device, size, name = _placed(settings, ref, found)
+            device, size, name = _placed(settings.family.dtype, ref, found)
             under, merged = adapters.get(role, (role, False))
             numbers = found.parameters + (described[under].parameters if merged else 0)
             own = described[under].token_bytes(4 if name == "float32" else 2)
@@ -58,13 +60,36 @@ def told(
             yield f"together {_spoken(wanted)} of {have}, for {rows} rows of {tokens} tokens"
 
 
-def _placed(settings: Steering, ref: ModelRef, found: Described) -> tuple[str, float, str]:
+def before(base: ModelRef, experts: Sequence[ExpertFiles], dtype: str, served: bool) -> str:
+    """What a trio's weights will take, before any is loaded: base + small + adapter, and what is free there."""
+    sizes = {} if served else {"base": _weights(base, base, dtype)}
+    for expert in experts:
+        small, own = ModelRef(model=expert.anti.model, revision=expert.anti.revision), str(expert.folder)
+        sizes[f"small {small.model}"] = _weights(small, small, dtype)
+        if expert.adapter and separable(expert.folder):
+            sizes[f"adapter {expert.name}"] = _weights(ModelRef(model=own), small, dtype)
+        else:
+            sizes[f"expert {expert.name}"] = _weights(small if expert.adapter else ModelRef(model=own), small, dtype)
+    told = " + ".join(f"{name} {_spoken(size) if size else 'of unknown size'}" for name, size in sizes.items())
+    device = _placed(dtype, base, Described())[0]
+    there, together = free_memory(device), sum(sizes.values())
+    free = "" if there is None else f"; {_spoken(there)} free on the {device}"
+    short = ", which is too little" if there is not None and together > there else ""
+    return f"{told} = {_spoken(together)}{free}{short}"
+
+
+def _weights(ref: ModelRef, placed: ModelRef, dtype: str) -> float:
+    """Bytes of a checkpoint's numbers once loaded as those of `placed`; 0 where its files do not say."""
+    found = describe(ref)
+    return found.parameters * _placed(dtype, placed, found)[1]
+
+
+def _placed(dtype: str, ref: ModelRef, found: Described) -> tuple[str, float, str]:
     """(device, bytes of a number, what it is called) once loaded."""
     import torch
 
     device = ref.device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = "cpu" if device == "cpu" else "GPU"
-    dtype = settings.family.dtype
     if dtype == "auto":
         dtype = "float32" if kind == "cpu" else found.dtype or "F16"
     if ref.quantization:

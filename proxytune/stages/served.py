@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from proxytune.decoding import served
 from proxytune.decoding.remote import CertifiedReply, RemoteEngine
 from proxytune.decoding.request import Reply, Request
+from proxytune.decoding.served import Served
 from proxytune.files import Journal, hash_json
-from proxytune.models.dialects import dialect
-from proxytune.models.probe import Probe, probe
-from proxytune.models.remote import RemoteBase
 from proxytune.models.trio import Trio
-from proxytune.settings import Remote, Steering
-from proxytune.stages import trio as trios
+from proxytune.settings import Steering
+
+INEXACT = "inexact: the base was pushed by a bias on 300 tokens (base.mode=bias)"
 
 
-@dataclass(frozen=True)
-class Served:
-    """A server that was tried, and what it was found to do. Its budget lasts as long as this does."""
-
-    base: RemoteBase
-    probe: Probe
-
-    def engine(self, trio: Trio, prefill_tokens: int = 8192) -> RemoteEngine:
-        tokenizer = trio.tokenizers["base"]
-        return RemoteEngine(
-            self.base, self.probe.abilities, trio.pairs, trio.vocabulary, tokenizer, prefill_tokens=prefill_tokens
-        )
+def reach(settings: Steering, trio: Trio) -> Served:
+    """The server that the settings name, tried with what the trio shares."""
+    assert settings.base is not None
+    return served.reach(settings.base, trio.tokenizers["base"], trio.vocabulary.size, trio.head)
 
 
-def reach(remote: Remote, tokenizer, vocabulary: int) -> Served:
-    """Try the server. vocabulary: ids that the trio shares. Raises ModelError naming the test that it failed."""
-    texts = {i: tokenizer.decode([i]) for i in range(vocabulary)} if remote.name == "openai" else None
-    base = RemoteBase(remote, dialect(remote.name, texts))
-    return Served(base, asyncio.run(probe(base, tokenizer, vocabulary)))
+def spent(found: Served) -> str:
+    """What was sent so far, in words."""
+    sent = found.base.spent
+    return f"{sent.requests:,} requests ({sent.retries:,} retries) and {sent.tokens:,} tokens sent in all"
 
 
 class Writing:
@@ -51,14 +41,15 @@ class Writing:
     def __init__(self, settings: Steering, trio: Trio, content: Any):
         assert settings.base is not None
         self.settings, self.remote, self.trio = settings, settings.base, trio
-        self.served = reach(self.remote, trio.tokenizers["base"], trio.vocabulary.size)
+        self.served = reach(settings, trio)
         self.measured: dict[str, float] = {}
-        server = {"name": self.remote.name, "url": self.remote.url, "model": self.remote.model}
+        server = {
+            "mode": self.remote.mode,
+            "name": self.remote.name,
+            "url": self.remote.url,
+            "model": self.remote.model,
+        }
         self.journal = Journal(settings.outputs / "cache" / "replies" / f"{hash_json([server, content])[:16]}.jsonl")
-
-    def alphas(self, system: str, alpha: float) -> tuple[float, ...]:
-        others = (other for _, other in trios.held(self.settings))
-        return (0.0,) * len(self.trio.pairs) if system == "base" else (alpha, *others)
 
     def kept(self, system: str) -> dict[int, CertifiedReply]:
         """By place. A reply with marked tokens counts only where the same ones would be given again."""
@@ -79,7 +70,8 @@ class Writing:
                 on_token(place, reply)
             yield place, reply
         left = [place for place in range(len(requests)) if place not in kept]
-        engine = self.served.engine(self.trio, self.settings.decode.prefill_tokens)
+        trio, size = self.trio, self.settings.decode.prefill_tokens
+        engine = self.served.engine(trio.pairs, trio.vocabulary, trio.tokenizers["base"], size)
         try:
             for i, reply in engine.run([requests[place] for place in left], on_token):
                 row = {"system": system, "place": left[i], "top": self.remote.top, "reply": asdict(reply)}
@@ -90,13 +82,14 @@ class Writing:
             self._tell(system, engine, len(kept))
 
     def _tell(self, system: str, engine: RemoteEngine, kept: int) -> None:
-        counts, spent = engine.counts, self.served.base.spent
+        counts = engine.counts
         parts = [f"{kept} replies were kept from before"] if kept else []
         if counts.tokens:
             share, calls = counts.certified / counts.tokens, counts.calls / counts.tokens
             self.measured |= {f"{system}/certified": share, f"{system}/calls_per_token": calls}
             parts += [f"{share:.1%} of {counts.tokens:,} tokens certified", f"{calls:.2f} calls a token"]
-        parts += [f"{spent.requests:,} requests ({spent.retries:,} retries) and {spent.tokens:,} tokens sent in all"]
+        parts += [spent(self.served)]
+        parts += [INEXACT] if self.remote.mode == "bias" else []
         print(f"{system}: {', '.join(parts)}", file=sys.stderr)
 
 
@@ -106,4 +99,5 @@ def certificate(reply: Reply) -> dict[str, Any]:
         return {}
     marked = [place for place, certain in enumerate(reply.certified) if not certain]
     share = 1 - len(marked) / len(reply.certified) if reply.certified else 1.0
-    return {"certified": share, "marked": marked, "calls": reply.calls}
+    told = {"certified": share, "marked": marked, "calls": reply.calls}
+    return told | ({"inexact": True} if reply.inexact else {})

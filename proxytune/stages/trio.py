@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits
-from proxytune.errors import TrioError
+from proxytune.decoding.served import Served
+from proxytune.errors import SettingsError, TrioError
 from proxytune.experts.registry import Expert, Registry
 from proxytune.models import trio as trios
 from proxytune.models.identity import ModelId, identify
@@ -15,7 +19,10 @@ from proxytune.models.loading import load_tokenizer
 from proxytune.models.trio import ExpertFiles, Trio
 from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.settings import ModelRef, Steering
+from proxytune.stages import memory
 from proxytune.tasks.task import Task
+
+Held = Sequence[tuple[Expert, float]]  # the experts beside the first, each with the alpha that it keeps
 
 
 def find(settings: Steering) -> Expert:
@@ -33,6 +40,13 @@ def alpha_of(settings: Steering, expert: Expert) -> float:
     return expert.manifest.alpha if expert.manifest.alpha is not None else 1.0
 
 
+def base_name(settings: Steering) -> str:
+    """What the base is called where it is told: never with a key."""
+    if settings.base is None:
+        return settings.base_ref.model
+    return f"{settings.base.model or settings.base_ref.model} at {settings.base.url}"
+
+
 def files_of(expert: Expert) -> ExpertFiles:
     manifest = expert.manifest
     return ExpertFiles(
@@ -45,25 +59,26 @@ def files_of(expert: Expert) -> ExpertFiles:
 
 
 def held(settings: Steering) -> list[tuple[Expert, float]]:
-    """The experts beside the first, with their alphas."""
+    """The experts beside the first, their files checked against their hashes: found once a stage, and passed on."""
     parts = [settings.model_copy(update={"expert": s.expert, "alpha": s.alpha}) for s in settings.steering[1:]]
     experts = [find(part) for part in parts]
     return [(expert, alpha_of(part, expert)) for part, expert in zip(parts, experts, strict=True)]
 
 
-def alphas(settings: Steering, mixture: Mixture, alpha: float) -> tuple[float, ...]:
+def alphas(mixture: Mixture, alpha: float, beside: Held) -> tuple[float, ...]:
     """One alpha for each pair of a mixture: the first as given, the others as held."""
-    return (alpha, *(other for _, other in held(settings))) if mixture.pairs else ()
+    return (alpha, *(other for _, other in beside)) if mixture.pairs else ()
 
 
-def load(settings: Steering, expert: Expert) -> Trio:
-    experts = (expert, *(other for other, _ in held(settings)))
+def load(settings: Steering, expert: Expert, beside: Held) -> Trio:
+    experts = (expert, *(other for other, _ in beside))
     return _load(settings.base_ref, tuple(map(files_of, experts)), settings.family.dtype, settings.base is not None)
 
 
 # Jobs of a sweep share a process: a trio is loaded once.
 @lru_cache(maxsize=1)
 def _load(base: ModelRef, experts: tuple[ExpertFiles, ...], dtype: str, served: bool) -> Trio:
+    print(f"proxytune: loading {memory.before(base, experts, dtype, served)}", file=sys.stderr)
     return trios.load(base, experts, dtype, served=served)
 
 
@@ -76,10 +91,15 @@ def tuned_base(settings: Steering, expert: Expert, name: str | None) -> Expert |
     """The directly tuned base to compare with, if one that fits is registered.
 
     `auto` takes the newest that was tuned from this very base on the rows that the expert was tuned on. One that is
-    named may have seen other rows; TrioError if it is not this base tuned.
+    named may have seen other rows; TrioError if it is not this base tuned. With a base behind an API there is none.
     """
-    if name is None:
+    if name is None or (name == "auto" and settings.base is not None):
         return None
+    if settings.base is not None:
+        raise SettingsError(
+            f"tuned={name} is compared with the checkpoint it was tuned from, and the base is behind an API",
+            "leave tuned= out, or load the base here (leave base= out)",
+        )
     registry = Registry(settings.outputs / "registry")
     base = base_identity(settings.base_ref)
     if name != "auto":
@@ -127,6 +147,18 @@ def limits(settings: Steering, task: Task, end_ids: frozenset[int] = frozenset()
         stop=tuple(settings.task.stop if settings.task.stop is not None else task.stop),
         min_new_tokens=settings.decode.min_new_tokens,
     )
+
+
+def identity(settings: Steering, expert: Expert, beside: Held, served: Served | None = None) -> dict[str, Any]:
+    """Hashes of all that a steered base is made of, by role: what numbers measured with it depend on.
+
+    Of a base behind an API it is what the server was found to be.
+    """
+    parts = {"weights", "tokenizer"}
+    anti = expert.manifest.anti.model_dump(include=parts) | {"format": expert.manifest.prompt_format}
+    base = served.content if served else base_identity(settings.base_ref).model_dump(include=parts)
+    found = {"base": base, "anti": anti, "expert": weights_of(expert)}
+    return found | ({"held": [[weights_of(other), alpha] for other, alpha in beside]} if beside else {})
 
 
 def weights_of(expert: Expert) -> dict[str, str]:

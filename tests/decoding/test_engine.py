@@ -224,7 +224,7 @@ def test_nan_scores_stop_with_the_place_named():
     broken = LocalSource(model(1, 1))
     broken.cut = lambda logits: logits * float("nan")
     request = Request({"base": [1]}, Limits(3))
-    with pytest.raises(ModelError, match="NaN at output position 0 of prompt 0"):
+    with pytest.raises(ModelError, match="NaN or infinity at output position 0 of prompt 0"):
         replies([request], Mixture(Term(broken, "base"), Vocabulary(SIZE, ())))
 
 

@@ -258,7 +258,7 @@ def test_nan_in_a_small_model_is_told_with_its_place():
     broken = copy.deepcopy(source(2))
     broken.cut = lambda logits: logits * float("nan")
     mix = Mixture(mixture().base, Vocabulary(SIZE, ()), ((Term(broken, "expert"), mixture().pairs[0][1]),))
-    with serving("vllm") as server, pytest.raises(ModelError, match="NaN at output position 0"):
+    with serving("vllm") as server, pytest.raises(ModelError, match="NaN or infinity at output position 0"):
         run(engine(server, mix), asked(1, (GREEDY,)))
 
 

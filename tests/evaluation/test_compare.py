@@ -26,12 +26,19 @@ def hits(skill: float, seed: int = 0) -> np.ndarray:
 
 
 def run(
-    folder: Path, *, alpha: float = 1.0, ids=None, task: str = "gsm8k", metric: str = "exact_match", **right
+    folder: Path,
+    *,
+    alpha: float = 1.0,
+    ids=None,
+    task: str = "gsm8k",
+    metric: str = "exact_match",
+    digests: list[str] | None = None,
+    **right,
 ) -> Path:
     """A run's folder: of each system the rows that it had right."""
     ids = ids or [f"test-{i}" for i in range(N)]
     scores = [
-        Scores(name, alpha if name == "steered" else None, None, None, rows, metric, list(ids))
+        Scores(name, alpha if name == "steered" else None, None, None, rows, metric, list(ids), None, digests)
         for name, rows in right.items()
     ]
     made = build(task, "tiny", scores, expert="x@v1", split="test", samples=50)
@@ -76,7 +83,8 @@ def test_seeds_are_pooled_by_row_and_are_no_further_rows(tmp_path):
     same = [read(run(tmp_path / str(i), base=hits(0.3), steered=hits(0.5))) for i in range(3)]
     pooled, single = table(Group("x", same)), table(Group("x", same[:1]))
     line, alone = (next(one for one in found["lines"] if one["system"] == "steered") for found in (pooled, single))
-    assert (line["runs"], line["rows"], line["value"], line["ci"]) == (3, N, alone["value"], alone["ci"])
+    assert (line["runs"], line["rows"], line["value"]) == (3, N, alone["value"])
+    assert line["ci"] == pytest.approx(alone["ci"])  # runs that do not differ change nothing
     unlike = [read(run(tmp_path / f"u{i}", base=hits(0.3), steered=hits(0.5, i), alpha=i / 2)) for i in range(3)]
     line = next(one for one in table(Group("x", unlike))["lines"] if one["system"] == "steered")
     values = [hits(0.5, i).mean() for i in range(3)]
@@ -84,6 +92,60 @@ def test_seeds_are_pooled_by_row_and_are_no_further_rows(tmp_path):
     assert line["value"] == pytest.approx(np.mean(values)) and line["alphas"] == [0.0, 0.5, 1.0]
     as_if_new = mean_interval_of_all([hits(0.5, i) for i in range(3)])
     assert line["ci"][1] - line["ci"][0] > 1.3 * as_if_new
+
+
+def test_a_pooled_interval_is_over_rows_and_runs(tmp_path):
+    apart = [
+        read(run(tmp_path / f"a{i}", base=hits(0.5), steered=hits(skill))) for i, skill in enumerate((0.2, 0.5, 0.8))
+    ]
+    found = table(Group("apart", apart), samples=2000)
+    base, steered = (next(one for one in found["lines"] if one["system"] == name) for name in ("base", "steered"))
+    width = steered["ci"][1] - steered["ci"][0]
+    assert width > 2 * (base["ci"][1] - base["ci"][0])  # which is of rows alone: all runs have one base
+    rates = [hits(skill).mean() for skill in (0.2, 0.5, 0.8)]
+    rows = 0.5 * 0.5 / N
+    assert width == pytest.approx(2 * 1.96 * (np.var(rates) / 3 + rows) ** 0.5, rel=0.2)
+    # Steered and base of one run are drawn together: what all of a run's systems share cancels in their difference.
+    lucky = [read(run(tmp_path / f"l{i}", base=hits(s), steered=hits(s + 0.1))) for i, s in enumerate((0.2, 0.5, 0.8))]
+    (difference, *_) = table(Group("lucky", lucky), samples=2000)["differences"]
+    assert difference["excludes_zero"] and difference["ci"][1] - difference["ci"][0] < 0.5 * width
+
+
+def test_a_row_is_never_held_against_another_of_the_same_name(tmp_path, capsys):
+    digests = [f"{i}" for i in range(N)]
+    first = run(tmp_path / "a", digests=digests, base=hits(0.3), steered=hits(0.5))
+    same = run(tmp_path / "b", digests=digests, base=hits(0.3), steered=hits(0.6))
+    other = run(tmp_path / "c", digests=[*digests[:7], "x", *digests[8:]], base=hits(0.3), steered=hits(0.6))
+    prints = [json.loads((path / "summary.json").read_text())["rows_fingerprint"] for path in (first, same, other)]
+    assert prints[0] == prints[1] != prints[2] and all(prints)
+    assert cli.main(["compare", str(first), str(same)]) == 0
+    capsys.readouterr()
+    for given in ([str(first), str(other)], [f"pooled={first},{other}"]):
+        assert cli.main(["compare", *given]) == 3
+        assert capsys.readouterr().err.startswith(
+            f"proxytune: row 'test-7' of {other} is another than that of {first} ("
+        )
+    unknown = run(tmp_path / "d", base=hits(0.3), steered=hits(0.6))  # made before there were digests
+    assert cli.main(["compare", str(first), str(unknown)]) == 0
+
+
+def test_a_comparison_is_kept_as_a_run_where_that_is_asked(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    first = run(tmp_path / "a", base=hits(0.3), expert=hits(0.4), steered=hits(0.6))
+    second = run(tmp_path / "b", base=hits(0.3), expert=hits(0.4), steered=hits(0.5))
+    given = ["compare", f"one={first}", f"two={second}", "--outputs", str(tmp_path / "outputs"), "--samples", "50"]
+    assert cli.main(given) == 0 and not (tmp_path / "outputs").exists()
+    shown = capsys.readouterr().out
+    assert cli.main([*given, "--tracker", "wandb", "--project", "tests"]) == 0
+    assert capsys.readouterr().out.endswith(shown)
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and record["wandb"]["mode"] == "offline"
+    assert record["summary"]["one/steered/exact_match"] == pytest.approx(hits(0.6).mean())
+    lines = [json.loads(line) for line in (folder / "tables" / "comparison.jsonl").read_text().splitlines()]
+    assert [line["system"] for line in lines] == ["base", "expert", "steered"] * 2
+    assert json.loads((folder / "comparison.json").read_text())["verdicts"]
+    assert list((tmp_path / "outputs").glob("wandb/offline-run-*"))
 
 
 def mean_interval_of_all(each: list[np.ndarray]) -> float:

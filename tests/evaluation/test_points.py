@@ -6,8 +6,9 @@ import pytest
 
 from proxytune.decoding.request import Limits
 from proxytune.errors import StorageError
-from proxytune.evaluation import points
+from proxytune.evaluation import points, system
 from proxytune.evaluation.points import Measure, Point
+from proxytune.evaluation.system import System
 from proxytune.settings import Decode
 from proxytune.tasks import qa
 from tests.decoding.tiny_models import END, ByteTokenizer, mixture
@@ -19,12 +20,11 @@ MEASURE = Measure(qa.TASK, ROWS, "f00d", Decode(), Limits(4), generate=True)
 POINT = Point("steered", 0.5, {"base": "b", "expert": "e"})
 
 
+SYSTEM = System("steered", mixture(), ByteTokenizer(), {}, {}, frozenset(), END)
+
+
 def scored(measure: Measure, alphas: list[float]):
-    return list(
-        points.compute(
-            measure, mixture(), [(alpha,) for alpha in alphas], PROMPTS, COMPLETIONS, ByteTokenizer(), "steered"
-        )
-    )
+    return list(points.compute(measure, SYSTEM, [(alpha,) for alpha in alphas], PROMPTS, COMPLETIONS))
 
 
 def test_a_point_is_read_back_as_it_was_kept_whatever_was_said(tmp_path):
@@ -74,20 +74,20 @@ def test_a_record_holds_the_loss_its_tokens_the_reply_and_every_metric():
     assert [row["id"] for row in records] == ["r0", "r1", "r2", "r3", "r4"]
     assert [row["tokens"] for row in records] == [1, 2, 3, 1, 2]
     assert all(row["loss"] > 0 and row["metrics"].keys() == {"exact_match"} and "text" in row for row in records)
-    assert scored(replace(MEASURE, generate=False), [1.0])[0][0].keys() == {"id", "loss", "tokens"}
+    assert scored(replace(MEASURE, generate=False), [1.0])[0][0].keys() == {"id", "row", "loss", "tokens"}
 
 
 def test_replies_that_a_killed_run_left_are_not_written_again(tmp_path, monkeypatch):
     alphas = [(0.0,), (1.0,)]
     parts = [MEASURE.part(tmp_path, replace(POINT, alpha=alpha)) for (alpha,) in alphas]
-    how = (MEASURE, mixture(), alphas, PROMPTS, COMPLETIONS, ByteTokenizer(), "steered")
+    how = (MEASURE, SYSTEM, alphas, PROMPTS, COMPLETIONS)
     whole = points.compute(*how, parts)
     lines = [part.read_text().splitlines(keepends=True) for part in parts]
-    assert [len(each) for each in lines] == [5, 5]
-    parts[0].write_text("".join(lines[0][:3]) + lines[0][3][:20])  # cut in the middle of a line
+    assert [len(each) for each in lines] == [6, 6]  # the losses, and a line for each reply
+    parts[0].write_text("".join(lines[0][:4]) + lines[0][4][:20])  # cut in the middle of a line
     written = []
-    build = points.build
-    monkeypatch.setattr(points, "build", lambda *args: counted(build(*args), written))
+    build = system.build
+    monkeypatch.setattr(system, "build", lambda *args: counted(build(*args), written))
     assert points.compute(*how, parts) == whole and written == [2]
     points.keep(tmp_path, MEASURE, replace(POINT, alpha=0.0), whole[0])
     assert not parts[0].exists() and parts[1].exists()

@@ -16,7 +16,7 @@ from proxytune.evaluation.benchmarks import humaneval
 from proxytune.evaluation.sandbox import MEGABYTE, Box, Limits, Server, run
 
 ROOT = Path(__file__).resolve().parents[2]
-BOX = Box(Limits(cpu_seconds=1, wall_seconds=2.5, disk=8 * MEGABYTE))
+BOX = Box(Limits(cpu_seconds=1, wall_seconds=2.5, memory=256 * MEGABYTE, disk=8 * MEGABYTE))
 PROBLEM = {
     "prompt": "def double(x):\n",
     "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(5) == 10\n",
@@ -68,7 +68,7 @@ def unharmed(server):
         ("import time\ntime.sleep(60)", "timed out"),
         ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", "timed out"),
         ("memory = bytearray(1 << 36)", "failed"),
-        ("memory = []\nwhile True: memory.append(bytearray(1 << 20))", "failed"),
+        ("memory = []\nwhile True: memory.append(bytearray(1 << 26))", "failed"),
         ("def deeper(): deeper()\ndeeper()", "failed"),
         ("import ctypes\nctypes.string_at(0)", "failed"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "failed"),
@@ -151,6 +151,76 @@ def test_a_child_that_becomes_a_daemon_does_not_outlive_its_program(unharmed):
     assert unharmed.run(daemon + "os._exit(0)").status == "failed"
 
 
+CALLS = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "assert libc.shmget(0, 1 << 20, 0o1600) >= 0",
+        "assert libc.msgget(0, 0o1600) >= 0",
+        "os.memfd_create('x')",
+        "assert libc.unshare(0x10000000) == 0",  # a user namespace, and in it any mount
+        "assert libc.unshare(0x00020000) == 0",
+        "assert libc.syscall(56 if os.uname().machine == 'x86_64' else 220, 0x10000000 | 17, 0, 0, 0, 0) >= 0",
+        "assert libc.ptrace(16, 1, 0, 0) == 0",
+        "assert libc.ptrace(0, 0, 0, 0) == 0",
+        "assert libc.mount(b'none', b'.', b'tmpfs', 0, None) == 0",
+        "assert libc.syscall(250 if os.uname().machine == 'x86_64' else 219, 0, -4, 1) >= 0",  # the user's keyring
+        "assert libc.syscall(425, 1, ctypes.create_string_buffer(256)) >= 0",  # io_uring
+        "open('/proc/1/mem', 'rb').read(1)",
+        "open('/proc/1/environ', 'rb').read(1)",
+        "os.listdir('/proc/1/fd')",
+        "open('/proc/sys/kernel/shmmax', 'w').write('1')",
+        "open('/proc/sysrq-trigger', 'w').write('h')",
+        "os.mkfifo('/tmp/../usr/x')",
+        "open('/dev/shm/x', 'w')",
+        "os.mknod('x', 0o60666, os.makedev(8, 0))",
+        "os.symlink('/proc/1/root', 'out')\nos.listdir('out')",
+        "os.link('/usr/bin/env', 'env')",
+        "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))",
+        "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).bind((0, 0))\nassert os.listdir('/sys')",
+    ],
+)
+def test_what_no_limit_counts_and_what_lies_outside_is_refused(call, unharmed):
+    refused = unharmed.run(CALLS + call)
+    assert refused.status == "failed" and "Error" in refused.output, refused.output
+
+
+def test_threads_and_subprocesses_still_run(unharmed):
+    plain = "import subprocess, sys, threading\ndone = []\nthread = threading.Thread(target=done.append, args=(1,))\n"
+    plain += "thread.start()\nthread.join()\nassert done == [1]\n"
+    ran = unharmed.run(plain + "assert subprocess.run([sys.executable, '-c', 'print(3)'], capture_output=True).stdout")
+    assert ran.status == "passed", ran.output
+
+
+def test_an_abstract_socket_outside_cannot_be_reached(unharmed):
+    with socket.socket(socket.AF_UNIX) as listening:
+        name = f"proxytune-test-{os.getpid()}"
+        listening.bind(f"\0{name}")
+        listening.listen()
+        call = f"import socket\nsocket.socket(socket.AF_UNIX).connect('\\0{name}')"
+        refused = unharmed.run(call)
+        assert refused.status == "failed" and "Refused" in refused.output
+        socket.socket(socket.AF_UNIX).connect(f"\0{name}")  # it was there to be called
+
+
+def test_files_and_inodes_are_bounded(unharmed):
+    many = unharmed.run("for name in range(10_000):\n    open(str(name), 'w').close()")
+    large = unharmed.run("open('x', 'wb').truncate(1 << 30)")
+    deep = unharmed.run("import os\nwhile True:\n    os.mkdir('d')\n    os.chdir('d')")
+    assert [one.status for one in (many, large, deep)] == ["failed"] * 3
+
+
+def test_what_one_part_did_to_builtins_is_undone_for_the_next(unharmed):
+    first = "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.extra = 1\n__builtins__ = {}\nown = 2\n"
+    assert unharmed.run(
+        (first, "assert abs(-1) == 1 and own == 2\ntry:\n    extra\nexcept NameError:\n    pass")
+    ).status == ("passed")
+    assert unharmed.run((first, "assert abs(-1) == 0")).status == "failed"
+    assert unharmed.run(("raise SystemExit", "pass")).status == "failed"
+
+
 def test_what_a_program_writes_is_kept_up_to_a_limit(unharmed):
     flooded = unharmed.run("while True: print('x' * 1000)")
     assert flooded.status == "timed out" and flooded.output.startswith("xxx")
@@ -177,6 +247,17 @@ def test_what_a_program_writes_is_kept_up_to_a_limit(unharmed):
         "import os\nfor end in range(3, 64):\n    try:\n        os.write(end, b'passed\\nended 0\\n')\n"
         "    except OSError:\n        pass\nos._exit(0)",
         "import os\nos.closerange(3, 64)",
+        "import builtins\nbuiltins.eval = builtins.len = lambda *_: 4\nbuiltins.vars = builtins.set = lambda *_: {}",
+        "import builtins\nclass Whole(int):\n    pass\nbuiltins.__build_class__ = builtins.AssertionError = Whole",
+        "import atexit\n@atexit.register\ndef last():\n    raise SystemExit(0)",
+        "import sys\nsys.setprofile(lambda *_: sys.exit(0))",
+        "import sys, threading\nthreading.settrace(lambda *_: None)\nsys.stdout.flush = lambda: None",
+        "import threading, os\nthreading.Thread(target=os._exit, args=(0,)).start()",
+        "__builtins__ = {'AssertionError': ValueError}",
+        '"' * 3,  # what follows would be a text
+        "import os\nfound = b''\nfor end in range(3, 64):\n    try:\n        found += os.read(end, 64)\n"
+        "    except OSError:\n        pass\nfor end in range(3, 64):\n    try:\n        os.write(end, found)\n"
+        "    except OSError:\n        pass\nos._exit(0)",
     ],
 )
 def test_a_wrong_function_fails_whatever_it_says_of_itself(trick, unharmed):
@@ -192,6 +273,8 @@ def test_a_right_function_passes_and_a_wrong_one_tells_why(unharmed):
     assert unharmed.run(humaneval.compose(PROBLEM, "    return x + x\n")).status == "passed"
     wrong = unharmed.run(humaneval.compose(PROBLEM, WRONG))
     assert wrong.status == "failed" and "AssertionError" in wrong.output
+    told = unharmed.run("print('so far')\nraise KeyError('x')")
+    assert told.status == "failed" and "so far" in told.output and "KeyError" in told.output
 
 
 # The sandbox itself

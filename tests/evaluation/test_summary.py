@@ -31,7 +31,7 @@ def test_summary_has_exactly_the_documented_keys_and_survives_json():
     assert json.loads(json.dumps(made, allow_nan=False)) == made
     assert set(made) == {
         *("task", "family", "expert", "split", "rows", "chosen", "differences", "gap_closed", "verdict", "level"),
-        *("command", "commit"),
+        *("command", "commit", "rows_fingerprint"),
     }
     keys = {"system", "alpha", "n", "loss", "metric", "metric_name", "loss_ci", "metric_ci"}
     assert all(set(row) == keys for row in made["rows"])

@@ -41,6 +41,27 @@ def test_messages_are_chat_turns_for_one_model_and_lines_for_another():
     assert said(prompts.encode(MESSAGES, OWN, "plain")) == "Be brief.\n\nHello?\n"
 
 
+def refusing(refused: str):
+    own = tokenizer()
+    raises = f"{{% if message['role'] == '{refused}' %}}{{{{ raise_exception('no {refused}') }}}}{{% endif %}}"
+    own.chat_template = own.chat_template.replace("%}", "%}" + raises, 1)
+    return own
+
+
+def test_a_system_turn_that_a_template_refuses_opens_the_user_s_and_that_is_told_once(capsys):
+    own = refusing("system")
+    own.name_or_path = "strict"
+    for _ in range(2):
+        read = said(prompts.encode(MESSAGES, own, "chat"))
+        assert read == "<|user|>\nBe brief.\n\nHello?<|end|>\n<|assistant|>\n"
+    told = "proxytune: the chat template of strict takes no system turn: its text opens the first turn of the user\n"
+    assert capsys.readouterr().err == told
+    with pytest.raises(DataError, match=r"the chat template of .* refuses these turns: no user"):
+        prompts.encode(MESSAGES, refusing("user"), "chat")
+    with pytest.raises(DataError, match="no system"):
+        prompts.encode(MESSAGES[:1], refusing("system"), "chat")
+
+
 def test_bos_stands_before_a_prompt_and_not_inside_a_reply():
     own = with_bos()
     assert prompts.encode("c", own, "plain") == [0, 5]

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proxytune.settings import Remote, load
+
 PATHS = {"vllm": "/v1/completions", "sglang": "/generate", "llamacpp": "/completion", "openai": "/v1/completions"}
 MODEL = "served"
 
@@ -21,7 +23,8 @@ class Server(ThreadingHTTPServer):
     """Serves `model(ids) -> (T, V)` logits after each id.
 
     faults are used up one a request; `lie` changes every honest answer. asked: the bodies of requests for scores.
-    most_top, chosen, prompt_scores: what this server can do. after: scores are taken after temperature and bias.
+    most_top, chosen, prompt_scores: what this server can do; told: whether it tells scores at all (openai). after:
+    scores are taken after temperature and bias.
     """
 
     daemon_threads = True
@@ -36,6 +39,7 @@ class Server(ThreadingHTTPServer):
         self.prompt_scores = abilities.pop("prompt_scores", True)
         self.after = abilities.pop("after", False)
         self.text = abilities.pop("text", str)
+        self.told = abilities.pop("told", True)
         assert not abilities
         self.faults: list[Fault] = []
         self.lie: Callable[[dict[str, Any], dict[str, Any]], Any] = lambda reply, body: reply
@@ -138,14 +142,26 @@ class Server(ThreadingHTTPServer):
         return 200, reply | {"completion_probabilities": [position]}
 
     def _openai(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if body["logprobs"] > 5:
+        count = body.get("logprobs")
+        if count and (count > 5 or not self.told):
             return 400, {"error": {"message": "logprobs must be at most 5"}}
+        if len(body.get("logit_bias") or {}) > 300:
+            return 400, {"error": {"message": "logit_bias takes at most 300 entries"}}
         scores, said = self.scores(body["prompt"], body["temperature"], _biases(body))
+        if not count:
+            usage = {"prompt_tokens": len(body["prompt"])}
+            return 200, {"model": body["model"], "choices": [{"text": self.text(said)}], "usage": usage}
         best = scores[-1].topk(body["logprobs"]).indices.tolist()
         entries = {self.text(i): float(scores[-1, i]) for i in [*best, *([said] if said not in best else [])]}
         listed = {"tokens": [self.text(said)], "token_logprobs": [float(scores[-1, said])], "top_logprobs": [entries]}
         choice = {"text": "", "logprobs": listed}
         return 200, {"model": body["model"], "choices": [choice], "usage": {"prompt_tokens": len(body["prompt"])}}
+
+
+def behind(server: Server, **changes) -> Remote:
+    """The settings of a base behind it."""
+    top = 5 if server.dialect == "openai" else 20
+    return load(Remote, {"name": server.dialect, "url": server.url, "model": MODEL, "top": top, **changes})
 
 
 def _biases(body: dict[str, Any]) -> dict[int, float]:

@@ -6,34 +6,24 @@ Needs the packages xllamacpp and gguf, which are no part of the project's enviro
 from __future__ import annotations
 
 import asyncio
-import copy
 from dataclasses import replace
-from functools import cache
 
 import pytest
-import torch
 
 from proxytune.decoding.engine import Engine
-from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.remote import RemoteEngine
-from proxytune.decoding.request import Limits, Request
 from proxytune.files import resource
 from proxytune.models.dialects import dialect
-from proxytune.models.loading import load_model, load_tokenizer
-from proxytune.models.local import LocalSource
+from proxytune.models.loading import load_tokenizer
 from proxytune.models.probe import Abilities, probe
 from proxytune.models.remote import RemoteBase
-from proxytune.models.source import Term
-from proxytune.models.vocabulary import Vocabulary
-from proxytune.settings import ModelRef, Remote
+from proxytune.settings import Remote
 from proxytune.steering.choice import Sampling
+from tests.remote.embedded import BASE, SIZE, asked, mixture
 from tests.remote.tiny_gguf import convert, served
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install xllamacpp gguf")
 pytest.importorskip("gguf", reason="gguf is not installed: pip install xllamacpp gguf")
-
-BASE, SMALL = (ModelRef(model=f"embedded:{name}") for name in ("base", "small"))
-SIZE, END = 2048, 0
 
 
 @pytest.fixture(scope="module")
@@ -45,35 +35,6 @@ def url(tmp_path_factory):
 
 def remote(url: str, top: int) -> RemoteBase:
     return RemoteBase(Remote(name="llamacpp", url=url, model="tiny", top=top, in_flight=8), dialect("llamacpp"))
-
-
-@cache
-def mixture() -> Mixture:
-    """The embedded base and small model; the expert is the small model with its weights shaken by 5%."""
-    small = load_model(SMALL, "float32")
-    tuned = copy.deepcopy(small)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weight in tuned.parameters():
-            weight.add_(torch.randn_like(weight) * 0.05 * weight.std())
-    sources = (load_model(BASE, "float32"), tuned, small)
-    base, expert, anti = (
-        Term(LocalSource(net, SIZE), role) for net, role in zip(sources, ("base", "expert", "anti"), strict=True)
-    )
-    return Mixture(base, Vocabulary(SIZE, (1,)), ((expert, anti),))
-
-
-def asked(count: int, choices: tuple[Sampling, ...]) -> list[Request]:
-    """Prompts with the choices in turn, each with its own seed."""
-    tokenizer = load_tokenizer(BASE)
-    texts = ["def area(radius):\n    ", "The town of ", "What is 3 + ", "Once there was a ", "import os\n"]
-    requests = []
-    for n in range(count):
-        ids = tokenizer(f"{texts[n % 5]}{n}").input_ids
-        roles = dict.fromkeys(("base", "expert", "anti"), ids)
-        choice = replace(choices[n % len(choices)], seed=n)
-        requests.append(Request(roles, Limits(8, frozenset({END})), ((0.5, 1.0, 1.5)[n // 3 % 3],), choice))
-    return requests
 
 
 # Shares of certified tokens at k = 20 of 2,048, each over a third of the prompts. Asking for more certifies the rest.

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from proxytune.models.loading import load_model
 from proxytune.settings import Data, Decode, Expert, Family, Stage, Steering, TaskChoice, Tracker
 from proxytune.stages import expert
-from tests.models.tiny_family import save_family, write_rows
+from tests.models.tiny_family import save_family, tokenizer, write_rows
+from tests.remote.server import Server
 
 STEPS = {"name": "sft", "max_steps": 12, "eval_strategy": "no"}
 
@@ -54,3 +58,21 @@ def place(trained, tmp_path) -> Place:
     outputs = tmp_path / "outputs"
     shutil.copytree(trained.outputs / "registry", outputs / "registry")
     return replace(trained, outputs=outputs)
+
+
+@pytest.fixture(scope="module")
+def base(trained):
+    """What a server of the family's base computes."""
+    net = load_model(trained.family.base_ref, "float32")
+    return cache(lambda ids: net(torch.tensor([ids])).logits[0])
+
+
+@pytest.fixture
+def serving(base):
+    def start(name: str, **abilities) -> Server:
+        ids = tokenizer()
+        texts = {i: ids.decode([i]) for i in range(2112)}
+        texts = {i: f"bytes:{i}" if "\ufffd" in text or not text else text for i, text in texts.items()}
+        return Server(name, lambda ids: base(tuple(ids)), ids, text=texts.__getitem__, **abilities)
+
+    return start

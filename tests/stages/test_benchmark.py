@@ -10,6 +10,7 @@ from pipelines import launch
 from pipelines.evaluate import gather
 from proxytune.decoding.mixture import Mixture
 from proxytune.errors import DataError, SettingsError
+from proxytune.evaluation import system
 from proxytune.evaluation.benchmarks import weighed, written
 from proxytune.evaluation.benchmarks.benchmark import Prompt, user
 from proxytune.evaluation.summary import SCORES
@@ -103,7 +104,7 @@ def test_alpha_zero_writes_the_base_s_own_outputs_and_many_alphas_write_what_eac
 def test_a_second_run_loads_no_model(place, gsm, monkeypatch):
     first = run(place, "gsm8k", gsm, max_new_tokens=6)
     monkeypatch.setattr(evaluate.trios, "load", lambda *_: pytest.fail("a trio was loaded"))
-    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluate.alone, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     assert run(place, "gsm8k", gsm, max_new_tokens=6).summary["rows"] == first.summary["rows"]
     with pytest.raises(pytest.fail.Exception, match="was loaded"):
         run(place, "gsm8k", gsm, max_new_tokens=5)
@@ -126,9 +127,9 @@ def test_what_was_written_before_an_interruption_is_not_written_again(place, gsm
     (part,) = (place.outputs / "points").glob("gsm8k-base-*.part")
     assert len(read_jsonl(part)) == 4
     asked = []
-    build = written.build
+    build = system.build
     monkeypatch.setattr(
-        written, "build", lambda *given: (engine := build(*given), asked.append(engine))[0]
+        system, "build", lambda *given: (engine := build(*given), asked.append(engine))[0]
     )  # what the engines were given
     again = run(place, "gsm8k", gsm, max_new_tokens=6, temperature=1.0, tuned=None)
     assert [engine.handles for engine in asked] == [3, 7, 7] and again.records == whole.records
@@ -202,6 +203,33 @@ def test_the_loss_of_held_out_replies_is_evaluate_s_own_to_the_last_bit(place):
         assert told == [(record["id"], record["loss"], record["tokens"]) for record in records]
     assert [row["loss"] for row in found.summary["rows"]] == [row["loss"] for row in losses.summary["rows"]]
     assert read_jsonl(found.path.parent / SCORES) == read_jsonl(losses.path.parent / SCORES)
+
+
+def test_what_is_longer_than_a_context_is_left_out_of_all_systems_and_counted(place, mc, monkeypatch, capsys):
+    rows, file = read_jsonl(Path(place.data.test)), mc.with_name("longer.jsonl")
+    long = {**rows[0], "id": "long", "prompt": "word " * 3000 + "last"}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, long]))
+    longer = place.data.model_copy(update={"test": str(file)})
+    shorter = evaluate.run(place.settings(Evaluate, alpha=0.5, data=longer))
+    assert "1 rows are left out: they are longer than a model's context" in capsys.readouterr().err
+    whole = evaluate.run(place.settings(Evaluate, alpha=0.5))
+    for one, other in zip(shorter.summary["rows"], whole.summary["rows"], strict=True):
+        assert (one["n"], one["metric"]) == (len(rows) + 1, other["metric"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+    assert shorter.records["base", None][-1]["too_long"]
+    mc.write_text(json.dumps([*MC, {**MC[0], "question": "word " * 3000}]))
+    found = run(place, "truthfulqa_likelihood", mc, tuned=None)
+    assert [row["measures"]["mc1"]["over"] for row in found.summary["rows"]] == [5, 5, 5]
+    assert "1 rows are left out" in capsys.readouterr().err
+
+
+def test_summaries_of_one_measure_share_a_fingerprint_of_their_rows(place, gsm, mc):
+    first = run(place, "gsm8k", gsm, max_new_tokens=3, tuned=None).summary["rows_fingerprint"]
+    again = run(place, "gsm8k", gsm, max_new_tokens=2, tuned=None, alpha=0.5).summary["rows_fingerprint"]
+    fewer = run(place, "gsm8k", gsm, max_new_tokens=2, tuned=None, limit=6).summary["rows_fingerprint"]
+    assert first and first == again != fewer
+    own = evaluate.run(place.settings(Evaluate, generate=False)).summary["rows_fingerprint"]
+    assert own and own == run(place, "heldout_loss").summary["rows_fingerprint"]
 
 
 def test_humaneval_s_solutions_have_a_loss(place):

@@ -22,7 +22,7 @@ def test_one_prompt_streams_what_its_record_says(place, capsys):
     (record,) = run(place, prompt=ASKED, decode=SAMPLED)
     captured = capsys.readouterr()
     assert captured.out == record["text"] + "\n" and record["text"]
-    assert captured.err.startswith("replies: ")
+    assert "replies: " in captured.err
 
 
 def test_a_stop_string_is_not_shown_while_it_streams(place, capsys):

@@ -95,6 +95,8 @@ def test_a_sweep_s_run_has_its_tables_its_curve_and_its_expert(outputs):
         "generations": 8,
         "alpha_loss_table": 2,
         "alpha_exact_match_table": 2,
+        "alpha_kl_base_table": 2,
+        "alpha_kl_expert_table": 2,
     }
     assert (
         found["config"]["_wandb.visualize.alpha_loss"]["panel_config"]["stringSettings"]["title"]

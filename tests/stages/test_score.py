@@ -92,6 +92,26 @@ def test_columns_of_any_name_are_taken_where_they_are_named(tmp_path):
     assert run(path, fields={"output": "reply", "reference": "gold"})["exact_match"] == 0.5
 
 
+def test_columns_of_the_common_names_are_found(tmp_path):
+    for name in ("response", "generation", "outputs", "prediction"):
+        path = written(tmp_path / "p.jsonl", {name: "18", "answer": 18}, {name: "1", "answer": "2"})
+        assert run(path)["exact_match"] == 0.5
+    released = {"answer": "18", "model_output": "So 18.", "prediction": "no"}
+    assert run(written(tmp_path / "p.jsonl", released))["exact_match"] == 1
+
+
+def test_all_of_gsm8k_s_own_solutions_are_right_in_any_order_and_by_any_name(tmp_path):
+    rows = PUBLIC / "gsm8k" / "test.jsonl"
+    if not rows.exists():
+        pytest.skip("GSM8K's test rows are not here")
+    known = read_jsonl(rows)
+    given = [{"id": i, "question": row["question"], "output": row["answer"]} for i, row in enumerate(known)][::-1]
+    for drop in ((), ("id",), ("question",)):
+        path = written(tmp_path / "p.jsonl", *({k: v for k, v in one.items() if k not in drop} for one in given))
+        found = run(path, rows=rows, bootstrap_samples=10)
+        assert (found["exact_match"], found["n"], found["unparsed"]) == (1, 1319, 0)
+
+
 def test_references_are_joined_by_order_by_id_and_by_question(tmp_path, capsys):
     rows = written(tmp_path / "test.jsonl", *({"question": f"q{i}?", "answer": f"#### {i}"} for i in range(4)))
     by_order = [{"output": str(i)} for i in (0, 1, 2, 9)]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
 import proxytune
 from proxytune.errors import ModelError, SettingsError, TrioError
@@ -18,11 +16,11 @@ from proxytune.models.described import describe
 from proxytune.models.loading import load_model
 from proxytune.models.local import LocalSource
 from proxytune.models.remote import BudgetSpent
-from proxytune.settings import Decode, DecodeStage, Evaluate, ModelRef, Remote, load
+from proxytune.settings import Decode, DecodeStage, ModelRef, Remote
 from proxytune.stages import decode
 from tests.models.tiny_family import tokenizer
 from tests.remote import faults
-from tests.remote.server import MODEL, Server
+from tests.remote.server import MODEL, behind
 
 ASKED = [
     "Question: what follows 7?\nAnswer:",
@@ -34,34 +32,11 @@ ASKED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def base(trained):
-    """What a server of the family's base computes."""
-    net = load_model(trained.family.base_ref, "float32")
-    return cache(lambda ids: net(torch.tensor([ids])).logits[0])
-
-
-@pytest.fixture
-def serving(base):
-    def start(name: str, **abilities) -> Server:
-        ids = tokenizer()
-        texts = {i: ids.decode([i]) for i in range(2112)}
-        texts = {i: f"bytes:{i}" if "\ufffd" in text or not text else text for i, text in texts.items()}
-        return Server(name, lambda ids: base(tuple(ids)), ids, text=texts.__getitem__, **abilities)
-
-    return start
-
-
 @pytest.fixture
 def prompts(tmp_path) -> str:
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ASKED))
     return str(path)
-
-
-def behind(server: Server, **changes) -> Remote:
-    top = 5 if server.dialect == "openai" else 20
-    return load(Remote, {"name": server.dialect, "url": server.url, "model": MODEL, "top": top, **changes})
 
 
 def run(place, **changes):
@@ -151,10 +126,23 @@ def test_marked_replies_are_not_kept_for_who_wants_certified_ones(place, serving
     with serving("openai") as server:
         with pytest.raises(BudgetSpent):
             run(place, prompts=str(path), decode=sampled, base=behind(server, in_flight=1, max_requests=15))
-        (journal,) = (place.outputs / "cache" / "replies").iterdir()
-        assert not all(json.loads(journal.read_text().splitlines()[0])["reply"]["certified"])
+        journals = (place.outputs / "cache" / "replies").iterdir()
+        lines = [json.loads(line) for journal in journals for line in journal.read_text().splitlines()]
+        assert not all(next(line for line in lines if "top" in line)["reply"]["certified"])
         with pytest.raises(ModelError, match="of prompt 0 is not certified"):
             run(place, prompts=str(path), decode=sampled, base=behind(server, require_certified=True))
+
+
+def test_a_base_that_tells_no_scores_is_pushed_where_that_is_asked_for_and_marked_inexact(place, serving, capsys):
+    with serving("openai", told=False) as server:
+        with pytest.raises(ModelError, match="answered 400"):
+            run(place, prompt=ASKED[0], base=behind(server))
+        (record,) = run(place, prompt=ASKED[0], base=behind(server, mode="bias"))
+    assert record["inexact"] is True and record["certified"] == 0 and record["calls"] == len(record["token_ids"])
+    assert "inexact: the base was pushed by a bias on 300 tokens" in capsys.readouterr().err
+    assert all(0 < len(body["logit_bias"]) <= 300 and body.get("logprobs") is None for body in server.asked[-3:])
+    with pytest.raises(SettingsError, match="base=openai"):
+        Remote(name="vllm", url="http://127.0.0.1:1", mode="bias")
 
 
 def test_a_server_that_lies_is_refused_by_the_test_s_name_and_nothing_is_recorded(place, serving):
@@ -234,11 +222,6 @@ def test_in_python_a_spent_budget_leaves_what_is_finished(place, serving):
 def test_settings_of_a_server_that_do_not_hold_are_told(place):
     with pytest.raises(SettingsError, match="unknown key tops"):
         proxytune.load("qa", {"name": "vllm", "url": "http://127.0.0.1:1", "tops": 3}, outputs=place.outputs)
-
-
-def test_evaluate_and_sweep_say_that_they_take_none_yet(place):
-    with pytest.raises(SettingsError, match="no base behind an API yet"):
-        place.settings(Evaluate, base=Remote(name="vllm", url="http://127.0.0.1:1"))
 
 
 def test_a_soft_capped_base_behind_an_api_is_refused_beside_uncapped_small_models(place):

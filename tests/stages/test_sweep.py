@@ -52,13 +52,29 @@ def test_a_widened_sweep_computes_its_new_alphas_only(place, monkeypatch):
     before = points(place)
     scored = []
     compute = evaluate.compute
-    monkeypatch.setattr(evaluate, "compute", lambda *args: scored.append((args[6], args[2])) or compute(*args))
+    monkeypatch.setattr(evaluate, "compute", lambda *args: scored.append((args[1].name, args[2])) or compute(*args))
     wide = run(place, alphas=[0.25, *ALPHAS, 2.0])
     assert scored == [("steered", [(0.25,), (2.0,)])]
     assert len(points(place) - before) == 2 and steered(first).items() <= steered(wide).items()
     assert wide.path == first.path
     monkeypatch.setattr(evaluate.trios, "load", lambda *_: pytest.fail("a trio was loaded"))
     assert steered(run(place)) == steered(first)
+
+
+def test_a_sweep_tells_every_curve_how_sure_its_alpha_is_and_how_far_it_moves_the_base(place):
+    found = run(place, divergence_rows=3)
+    curves = {curve["measure"]: curve["points"] for curve in found.summary["curves"]}
+    assert list(curves) == ["loss", "kl_base", "kl_expert"]
+    assert [point["value"] for point in curves["loss"]] == list(steered(found).values())
+    assert curves["kl_base"][0]["value"] == 0 and all(point["value"] > 0 for point in curves["kl_base"][1:])
+    best = found.summary["best"]
+    assert best["alpha"] == found.summary["chosen"] and sum(one["share"] for one in best["shares"]) == pytest.approx(1)
+    kept = {file.name for file in (place.outputs / "analysis").iterdir()}
+    assert len(kept) == len(ALPHAS)
+    assert json.loads(found.path.read_text())["curves"] == found.summary["curves"]
+    run(place, alphas=[*ALPHAS, 2.0], divergence_rows=3)
+    assert kept < {file.name for file in (place.outputs / "analysis").iterdir()}
+    assert "kl_base" not in {one["measure"] for one in run(place, divergence_rows=0).summary["curves"]}
 
 
 def test_test_rows_choose_nothing(place, capsys):

@@ -73,12 +73,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Program:
-    """Judged by running `compose(reference, output)`: passed if it comes to its end. Sizes in bytes, times in seconds.
+    """Judged by running `compose(reference, output)`, maybe in parts: passed if it comes to its end. Bytes and seconds.
 
     preload: modules worth importing once for all programs, where the interpreter has them.
     """
 
-    compose: Callable[[Any, str], str]
+    compose: Callable[[Any, str], str | tuple[str, ...]]
     cpu_seconds: int
     memory: int
     disk: int

@@ -36,7 +36,7 @@ def row(raw: Mapping[str, Any], place: int, rng: random.Random) -> Row:
 
 def reference(answer: Any) -> str:
     """The number after `####`, or the whole text where there is no such mark; commas between digits removed."""
-    text = str(answer)
+    text = str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
     number = re.sub(r"(\d),(\d)", r"\1\2", text.split("####")[1] if "####" in text else text).strip()
     try:
         float(number)

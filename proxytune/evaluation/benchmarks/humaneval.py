@@ -42,9 +42,9 @@ def clean(output: str) -> str:
     return "\n".join(kept).rstrip()
 
 
-def compose(reference: Mapping[str, str], output: str) -> str:
-    """The program as the release composes it: head, completion, tests, and the call of the tests."""
-    return f"{reference['prompt']}{output}\n{reference['test']}\ncheck({reference['entry_point']})"
+def compose(reference: Mapping[str, str], output: str) -> tuple[str, str]:
+    """The release's program in two parts: head and completion; tests, and the call of the tests."""
+    return f"{reference['prompt']}{output}\n", f"{reference['test']}\ncheck({reference['entry_point']})"
 
 
 def estimate(n: int, c: int, k: int) -> float:

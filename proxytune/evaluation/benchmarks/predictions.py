@@ -13,6 +13,8 @@ from proxytune.evaluation.benchmarks.rows import read, reason, refuse
 from proxytune.settings import Fields
 
 Column = str | tuple[str, ...]
+# What files call outputs, where no column has the release's own name; the plural ones hold several samples.
+OUTPUTS = ("outputs", "completions", "samples", "generations", "generation", "response", "responses", "prediction")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Named:
                 raise DataError(f"{path}: the first row has no {asked!r}", did_you_mean(asked, map(str, first)))
         verdict = _parts(fields.verdict) or columns.verdict
         return Named(
-            fields.output or next((name for name in columns.output if name in first), None),
+            fields.output or next((name for name in (*columns.output, *OUTPUTS) if name in first), None),
             fields.reference or next((name for name in columns.reference if name in first), None),
             _parts(fields.id)
             or next((name for name in columns.id if all(part in first for part in _parts(name))), None),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from proxytune.evaluation.summary import Scores
 class Scored:
     """One entry a row, in the rows' order. measures: of each row its share (value, weight) in each measure.
 
-    counts: told beside the measures (unparsed, ...). records: what a reader may want to see of each row.
+    counts: told beside the measures (unparsed, ...). records: what a reader may want to see of each row. digests: of
+    each row, as in `Scores`.
     """
 
     ids: Sequence[str]
@@ -25,6 +26,11 @@ class Scored:
     groups: Sequence[Mapping[str, str]]
     counts: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
+    digests: Sequence[str] = ()
+
+    def without(self, places: Container[int]) -> Scored:
+        """The same, with rows at these places that weigh nothing."""
+        return replace(self, measures=[{} if i in places else its for i, its in enumerate(self.measures)])
 
     @property
     def names(self) -> list[str]:
@@ -39,17 +45,18 @@ class Scored:
 
     def scores(self, system: str, alpha: float | None) -> Scores:
         """For the summary: the loss where there is one, else the first measure that has a weight, as the metric."""
+        ids, digests = list(self.ids), list(self.digests) or None
         if "loss" in self.names:
-            nats, tokens = self.columns("loss")
-            return Scores(system, alpha, nats, tokens, None, "", list(self.ids))
+            return Scores(system, alpha, *self.columns("loss"), None, "", ids, digests=digests)
         name = self.names[0]
         values, weights = self.columns(name)
         if not weights.sum():
-            return Scores(system, alpha, None, None, None, name, list(self.ids))
-        return Scores(system, alpha, None, None, values, name, list(self.ids), weights)
+            return Scores(system, alpha, None, None, None, name, ids, digests=digests)
+        return Scores(system, alpha, None, None, values, name, ids, weights, digests)
 
     def told(self, system: str, alpha: float | None) -> dict[str, Any]:
         """As a line of `scores.jsonl`."""
         columns = {name: self.columns(name) for name in self.names}
         measures = {name: {"values": v.tolist(), "weights": w.tolist()} for name, (v, w) in columns.items()}
-        return {"system": system, "alpha": alpha, "ids": list(self.ids), "measures": measures}
+        told = {"system": system, "alpha": alpha, "ids": list(self.ids), "digests": list(self.digests) or None}
+        return told | {"measures": measures}

@@ -5,6 +5,10 @@
     heldout_loss            the loss of any task's held-out replies, or of the rows that are given
 
 All alphas come from one pass of each model, and a question's continuations are scored whole: no letter is parsed.
+
+With a base behind an API, letters need only their own scores: questions whose letters are not among those that the
+server gave are dropped and counted as unparsed, as Liu et al. 2024 (arXiv 2401.08565) do for RealTimeQA. Longer
+continuations need the mass of all tokens, and are refused where the server does not tell it.
 """
 
 from __future__ import annotations
@@ -13,19 +17,22 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import zip_longest
+from itertools import compress, zip_longest
 from pathlib import Path
 from typing import Any
 
 from proxytune import settings
-from proxytune.decoding.scoring import Given, choices, losses
-from proxytune.errors import DataError
+from proxytune.decoding.mixture import Prompts
+from proxytune.decoding.remote_scoring import Weigher, Weight
+from proxytune.decoding.scoring import Given, choices, fits, losses
+from proxytune.errors import DataError, ModelError, SettingsError
 from proxytune.evaluation.benchmarks import rows as files
-from proxytune.evaluation.benchmarks.benchmark import Hub, Prompt, user
+from proxytune.evaluation.benchmarks.benchmark import Hub, Prompt, Row, user
 from proxytune.evaluation.benchmarks.scored import Scored
-from proxytune.evaluation.points import Point
+from proxytune.evaluation.points import Filed
+from proxytune.evaluation.summary import digest
 from proxytune.evaluation.system import System
-from proxytune.files import hash_json
+from proxytune.files import Journal, hash_json
 from proxytune.tracking.progress import track
 
 VERSION = 1  # raise when the same settings give other numbers
@@ -70,14 +77,16 @@ MEASURES: Mapping[str, Callable[[Sequence[float], Mapping[int, bool]], float]] =
     "mc1": likeliest,
     "mc2": share,
     "accuracy": likeliest,
+    "accuracy_all": likeliest,  # over dropped questions too, which count as wrong
 }
 
 
 @dataclass(frozen=True)
-class Weighed:
+class Weighed(Filed):
     """Questions and how they are weighed. ended: continuations are whole replies, closed by the token that ends one.
 
-    A record of a point holds id, and nats and tokens of each continuation.
+    A record of a point holds id, and nats and tokens of each continuation; `too_long` where they are longer than a
+    model's context.
     """
 
     name: str
@@ -91,32 +100,34 @@ class Weighed:
         asked = hash_json([[row.id, asdict(row.prompt), row.options] for row in self.rows])
         return {"version": VERSION, "rows": asked, "ended": self.ended, "dtype": self.dtype}
 
-    def path(self, outputs: Path, point: Point) -> Path:
-        key = hash_json(self.content | {"system": point.system, "alpha": point.alpha, "models": point.models})
-        return outputs / "points" / f"{self.name}-{point.system}-{key[:24]}.jsonl"
-
-    def part(self, outputs: Path, point: Point) -> Path:
-        return self.path(outputs, point).with_suffix(".part")
-
     def compute(self, system: System, alphas: Sequence[Sequence[float]], parts: Sequence[Path]) -> list[list[dict]]:
-        """The records of all alphas, from one pass. Nothing is kept in `parts`: a pass is short."""
+        """The records of all alphas, from one pass. Local models keep nothing in `parts`: a pass is short."""
         asked = [system.encode(row.prompt) for row in self.rows]
         options = [self._options(system, row) for row in self.rows]
+        if system.served:
+            return Asking(self, system, alphas, parts).records(asked, options)
+        fit = [fits(system.mixture, prompts, max(ids, key=len)) for prompts, ids in zip(asked, options, strict=True)]
+        found = iter(self._weigh(system, list(compress(asked, fit)), list(compress(options, fit)), alphas))
+        each = [next(found) if fitting else None for fitting in fit]
+        return [
+            [
+                {"id": row.id, "nats": [], "tokens": [], "too_long": True}
+                if its is None
+                else {"id": row.id, "nats": [nats[a] for nats in its], "tokens": [len(one) for one in ids]}
+                for row, its, ids in zip(self.rows, each, options, strict=True)
+            ]
+            for a in range(len(alphas))
+        ]
+
+    def _weigh(self, system: System, asked: list, options: list, alphas) -> list[list[list[float]]]:
+        """Nats of each question's continuations, under each entry of alphas."""
         label = f"{system.name}: likelihoods"
         if all(len(ids) == 1 for ids in options):
             given = [Given(prompts, ids[0]) for prompts, ids in zip(asked, options, strict=True)]
             batches = losses(system.mixture, given, alphas, batch_size=self.batch_size)
-            found = [[nats] for batch in track(batches, label, -(-len(given) // self.batch_size)) for nats in batch]
-        else:
-            weighing = (choices(system.mixture, *pair, alphas) for pair in zip(asked, options, strict=True))
-            found = list(track(weighing, label, len(asked)))
-        return [
-            [
-                {"id": row.id, "nats": [nats[a] for nats in each], "tokens": [len(one) for one in ids]}
-                for row, each, ids in zip(self.rows, found, options, strict=True)
-            ]
-            for a in range(len(alphas))
-        ]
+            return [[nats] for batch in track(batches, label, -(-len(given) // self.batch_size)) for nats in batch]
+        weighing = (choices(system.mixture, *pair, alphas) for pair in zip(asked, options, strict=True))
+        return list(track(weighing, label, len(asked)))
 
     def _options(self, system: System, row: Question) -> list[list[int]]:
         ids = [system.encode_completion(row.prompt.plain, option, ended=self.ended) for option in row.options]
@@ -127,10 +138,89 @@ class Weighed:
     def score(self, records: Sequence[Mapping[str, Any]], path: Path) -> Scored:
         measures = []
         for row, record in zip(self.rows, records, strict=True):
-            own = {name: (MEASURES[name](record["nats"], right), 1.0) for name, right in row.sets.items()}
+            if record.get("too_long"):
+                measures.append({})
+                continue
+            own = {name: _measured(name, record["nats"], right) for name, right in row.sets.items()}
             measures.append(own or {"loss": (sum(record["nats"]), float(sum(record["tokens"])))})
         ids, groups = [row.id for row in self.rows], [row.groups for row in self.rows]
-        return Scored(ids, measures, groups, {}, list(records))
+        dropped = sum(all(nats is None for nats in record["nats"]) for record in records if record["nats"])
+        counts = {"unparsed": dropped} if any("served" in record for record in records) else {}
+        digests = [
+            digest(row.prompt.plain, row.options[0] if len(row.options) == 1 else row.options) for row in self.rows
+        ]
+        return Scored(ids, measures, groups, counts, list(records), digests)
+
+
+def _measured(name: str, nats: Sequence[float | None], right: Mapping[int, bool]) -> tuple[float, float]:
+    """(value, weight) of a measure; continuations of unknown score are no candidates."""
+    known = {place: its for place, its in right.items() if nats[place] is not None}
+    if len(known) < len(right) and (not known or name == "mc2"):
+        return 0.0, float(name == "accuracy_all")
+    return MEASURES[name]([its or 0.0 for its in nats], known), 1.0
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The weighing with a base behind an API: each question costs calls, and is kept as it is done."""
+
+    work: Weighed
+    system: System
+    alphas: Sequence[Sequence[float]]
+    parts: Sequence[Path]
+
+    def records(self, asked: Sequence[Prompts], options: Sequence[Sequence[Sequence[int]]]) -> list[list[dict]]:
+        journals = [Journal(part) for part in self.parts]
+        done: list[dict[int, dict[str, Any]]] = [{row["row"]: row["record"] for row in j.rows} for j in journals]
+        left = [i for i in range(len(asked)) if not all(i in its for its in done)]
+        assert self.system.served is not None
+        if self.system.served.base.settings.mode == "bias":
+            what = f"{self.work.name} is weighed by scores, and base.mode=bias has none"
+            raise SettingsError(what, "give a benchmark that is written, such as gsm8k")
+        weigher = Weigher(self.system.served, self.system.mixture)
+        letters = all(len(ids) == 1 for each in options for ids in each)
+        weigh = self._letters if letters else self._whole
+        found = weigh(weigher, [asked[i] for i in left], [options[i] for i in left])
+        for place, by_alpha in track(found, f"{self.system.name}: likelihoods", len(left)):
+            i = left[place]
+            for a, told in enumerate(by_alpha):
+                done[a][i] = {"id": self.work.rows[i].id, "tokens": [len(ids) for ids in options[i]], **told}
+                journals[a].append({"row": i, "record": done[a][i]})
+        return [[its[i] for i in range(len(asked))] for its in done]
+
+    def _letters(self, weigher: Weigher, asked, options) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        for i, standings, calls in weigher.standings(
+            asked, [[ids[0] for ids in each] for each in options], self.alphas
+        ):
+            yield (
+                i,
+                [
+                    {"nats": one.nats, "served": {"tokens": 1, "marked": int(not one.certain), "calls": calls}}
+                    for one in standings
+                ],
+            )
+
+    def _whole(self, weigher: Weigher, asked, options) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        given = [Given(prompts, ids) for prompts, each in zip(asked, options, strict=True) for ids in each]
+        places = [i for i, each in enumerate(options) for _ in each]
+        weights: dict[int, list[Weight]] = {}
+        for number, weight in weigher.losses(given, self.alphas):
+            i = places[number]
+            if weight.nats is None:
+                raise ModelError(
+                    f"{self.work.name} needs what all tokens together weigh at every position, and the server's best "
+                    "scores leave that open",
+                    "serve the base so that it gives its whole vocabulary, inside prompts too (see docs/remote.md)",
+                )
+            weights.setdefault(i, []).append(weight)
+            if len(weights[i]) == len(options[i]):
+                yield (
+                    i,
+                    [
+                        {"nats": [each.nats[a] for each in weights[i] if each.nats is not None]}
+                        for a in range(len(self.alphas))
+                    ],
+                )
 
 
 def truthfulqa(raw: Mapping[str, Any], place: int) -> Question:
@@ -163,6 +253,14 @@ KINDS: Mapping[str, tuple[Callable[[Mapping[str, Any], int], Question], Hub]] = 
     "mmlu": (mmlu, Hub("cais/mmlu", "test", "all")),
     "truthfulqa_likelihood": (truthfulqa, Hub("truthfulqa/truthful_qa", "validation", "multiple_choice")),
 }
+
+
+def lettered(row: Row) -> Question:
+    """A question of multiple choice, asked to say a letter, as one where only the letters' scores count."""
+    letters = "ABCD"
+    right = {i: letter == row.reference for i, letter in enumerate(letters)}
+    options = tuple(f" {letter}" for letter in letters)
+    return Question(row.id, row.prompt, options, {"accuracy": right, "accuracy_all": right}, row.groups)
 
 
 def load(chosen: settings.Benchmark) -> list[Question]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from proxytune import settings
-from proxytune.decoding.engine import build
 from proxytune.decoding.request import Limits, Request, sampling
 from proxytune.evaluation.benchmarks import verdicts
 from proxytune.evaluation.benchmarks.benchmark import Benchmark, Decoding, Row, decoding
 from proxytune.evaluation.benchmarks.scored import Scored
-from proxytune.evaluation.points import Point
+from proxytune.evaluation.points import Filed, certificate, certificates
+from proxytune.evaluation.summary import digest
 from proxytune.evaluation.system import System
 from proxytune.files import Journal, hash_json, read_jsonl, write_jsonl
 from proxytune.tracking.progress import track
@@ -24,7 +24,7 @@ TOO_LONG = "too long"  # the finish reason of a question that does not fit into 
 
 
 @dataclass(frozen=True)
-class Written:
+class Written(Filed):
     """A benchmark's questions, and how outputs are decoded and judged.
 
     A record of a point holds id, outputs (raw, one a sample) and their finish_reasons.
@@ -62,19 +62,12 @@ class Written:
             "dtype": self.dtype,
         }
 
-    def path(self, outputs: Path, point: Point) -> Path:
-        key = hash_json(self.content | {"system": point.system, "alpha": point.alpha, "models": point.models})
-        return outputs / "points" / f"{self.name}-{point.system}-{key[:24]}.jsonl"
-
-    def part(self, outputs: Path, point: Point) -> Path:
-        return self.path(outputs, point).with_suffix(".part")
-
     def compute(self, system: System, alphas: Sequence[Sequence[float]], parts: Sequence[Path]) -> list[list[dict]]:
         """The records of all alphas. parts: of each alpha the file that keeps outputs as they are written."""
         samples, journals = self.decoding.samples, [Journal(part) for part in parts]
         done = {(a, i["row"], i["sample"]): i for a, journal in enumerate(journals) for i in journal.rows}
         asked = [system.encode(row.prompt) for row in self.rows]
-        engine = build(system.mixture, system.tokenizer, self.sampled)
+        engine = system.engine(self.sampled)
         limits = self._limits(system)
         places, requests = [], []
         for i, prompts in enumerate(asked):
@@ -89,11 +82,13 @@ class Written:
         for number, reply in track(engine.run(requests), f"{system.name}: outputs", len(requests)):
             a, i, k = places[number]
             done[a, i, k] = {"row": i, "sample": k, "output": reply.text, "finish_reason": reply.finish_reason}
+            done[a, i, k] |= certificate(reply)
             journals[a].append(done[a, i, k])
         return [
             [
                 {"id": row.id}
                 | {f"{key}s": [done[a, i, k][key] for k in range(samples)] for key in ("output", "finish_reason")}
+                | certificates([done[a, i, k] for k in range(samples)])
                 for i, row in enumerate(self.rows)
             ]
             for a in range(len(alphas))
@@ -119,6 +114,7 @@ class Written:
         counts |= {"too_long": too_long} if too_long else {}
         return Scored(
             ids=[row.id for row in self.rows],
+            digests=[digest(row.prompt.plain, row.reference) for row in self.rows],
             measures=[self.benchmark.measure(row) for row in judged],
             groups=[row.groups for row in self.rows],
             counts=counts | (self.benchmark.counts(flat) if self.benchmark.counts else {}) | told,
