@@ -24,6 +24,8 @@ STAGES = (
     "serve",
     "evaluate",
     "sweep",
+    "analyze",
+    "report",
     "score",
     "compare",
     "registry",

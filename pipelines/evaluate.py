@@ -6,6 +6,7 @@
   proxytune evaluate -m alpha=0,1 hydra/launcher=joblib
   proxytune evaluate benchmark=gsm8k benchmark.rows=test.jsonl alphas=[0,0.5,1]
   proxytune evaluate benchmark=truthfulqa_likelihood benchmark.rows=mc_task.json
+  proxytune evaluate harness=arc_easy,hellaswag lm_eval.limit=500
 
 Points that are done are not computed again.
 """
@@ -42,7 +43,7 @@ def gather(jobs: list[dict[str, Any]]) -> None:
             curves[json.dumps(values, sort_keys=True)].add(float(alpha))
     for rest, alphas in curves.items():
         settings = load(Evaluate, json.loads(rest))
-        if len(alphas) > 1 and settings.benchmark is not None:
+        if len(alphas) > 1 and (settings.benchmark is not None or settings.harness):
             evaluate.run(settings.model_copy(update={"alphas": sorted(alphas)}))
         elif len(alphas) > 1:
             sweep.collect(settings, sorted(alphas))

@@ -38,6 +38,8 @@ def parser(stage: str) -> Parser:
     flags.add_argument("-i", "--info", nargs="?", const="all", help="what Hydra found: all, defaults, searchpath, ...")
     flags.add_argument("-cd", "--config-dir", help="a folder with groups of your own")
     flags.add_argument("--hydra-help", action="store_true", help="Hydra's own settings")
+    if stage == "expert":
+        flags.add_argument("--from-manifest", metavar="REF", help="the recipe of a registered expert once more")
     return flags
 
 
@@ -49,6 +51,8 @@ def launch(stage: str, arguments: Sequence[str], command: str) -> int:
 
     flags = parser(stage)
     options = flags.parse_intermixed_args(arguments)
+    if reference := getattr(options, "from_manifest", None):
+        return importlib.import_module(f"pipelines.{stage}").reproduce(reference, options.overrides, command)
     search = search_path(options.config_dir)
     overrides = [*options.overrides, *search]
     with initialize_config_dir(str(resource("conf")), job_name=stage, version_base="1.3"):
@@ -65,7 +69,7 @@ def launch(stage: str, arguments: Sequence[str], command: str) -> int:
             elif options.multirun or engine.get_mode(stage, overrides) == RunMode.MULTIRUN:
                 return multirun(engine, stage, command, overrides)
             else:
-                return single(engine, stage, command, [literal_prompt(override) for override in overrides])
+                return single(engine, stage, command, [as_meant(override) for override in overrides])
     return 0
 
 
@@ -123,6 +127,12 @@ def search_path(folder: str | None) -> list[str]:
         raise SettingsError(f"--config-dir {folder}: no such folder")
     quoted = str(Path(folder).resolve()).replace("'", "\\'")
     return [f"hydra.searchpath=['file://{quoted}']"]
+
+
+def as_meant(override: str) -> str:
+    """`harness=a,b` as a list and `prompt=...` as it stands, which in Hydra's grammar are other things."""
+    key, _, text = override.partition("=")
+    return f"harness=[{text}]" if key == "harness" and text[:1] not in ("[", "") else literal_prompt(override)
 
 
 def literal_prompt(override: str) -> str:

@@ -16,6 +16,7 @@ from proxytune.errors import SettingsError, did_you_mean
 def in_one_line(engine: Any, stage: str, search: list[str]) -> Generator[None]:
     """Turn whatever Hydra says of the given overrides into a SettingsError. `search`: overrides that name folders."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from yaml import MarkedYAMLError
 
     try:
         yield
@@ -24,6 +25,9 @@ def in_one_line(engine: Any, stage: str, search: list[str]) -> Generator[None]:
         raise SettingsError(f"cannot read {error.override!r}: not of the form key=value", hint) from error
     except MissingConfigException as error:
         raise _missing(error) from error
+    except MarkedYAMLError as error:
+        where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}" if error.problem_mark else "a file"
+        raise SettingsError(f"{where} is not plain YAML: {error.problem}") from error
     except HydraException as error:
         raise _refused(error, stage, _known_keys(engine, stage, search)) from error
 
@@ -43,7 +47,8 @@ def _refused(error: Exception, stage: str, known: list[str]) -> SettingsError:
     if key := re.search(r"Could not override '([^']+)", text):
         if key[1].partition(".")[0] == "base":
             return SettingsError(
-                f"{stage} takes no base behind an API", "decode and doctor do; base_model= is a local one"
+                f"{stage} takes no base behind an API",
+                "decode, serve, evaluate, sweep and doctor do",
             )
         close = difflib.get_close_matches(key[1], known, n=2, cutoff=0.6)
         hint = did_you_mean(key[1], close) if close else f"see proxytune {stage} --help"

@@ -56,6 +56,12 @@ class StorageError(ProxytuneError):
 INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's or a GPU's memory ran out: torch says so by a RuntimeError."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A hint naming the closest known words, or all of them where none is close."""
     known = sorted(known)

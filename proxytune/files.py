@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable
+import time
+import zlib
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from proxytune.errors import StorageError
+
+CHECK = "check"  # the key of a checksum, last in what carries one
+UNFINISHED = ".tmp"
+LEFTOVER_SECONDS = 60.0  # between a file's making and the lock on it
 
 
 def resource(name: str) -> Path:
@@ -45,9 +52,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing: beside it, synced, then renamed over it."""
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        _clear_leftovers(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -58,6 +67,14 @@ def write_atomic(path: Path, data: bytes | str) -> None:
                 os.unlink(name)
             raise
         sync_folder(path.parent)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what killed writers of `path` began: nobody holds it, and it is older than the start of any living one."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS and not is_locked(leftover):
+                leftover.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,11 +101,47 @@ def read_jsonl(path: Path) -> list[Any]:
         raise StorageError(f"{path} is damaged: {error}", "remove it and run the stage again") from error
 
 
+def with_check(text: str, salt: str = "") -> str:
+    """A JSON object's text, with a checksum of itself as its last key."""
+    head = text.rstrip().removesuffix("}").rstrip()
+    head += "" if head == "{" else ", "
+    return f'{head}"{CHECK}": "{zlib.crc32((salt + head).encode()):08x}"}}'
+
+
+def without_check(text: str, salt: str = "") -> dict[str, Any]:
+    """The object that `with_check` was given the text of. Raises ValueError where that is not what it was."""
+    head, mark, check = text.rstrip().rpartition(f'"{CHECK}": "')
+    if not mark or check != f'{zlib.crc32((salt + head).encode()):08x}"}}':
+        raise ValueError("its content changed since it was written")
+    value = json.loads(text)
+    del value[CHECK]
+    return value
+
+
+def write_checked(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of JSON to be read again by `read_checked`: a checksum in each tells it from any other, and its place."""
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+    write_atomic(path, "".join(with_check(line, _place(n, len(lines))) + "\n" for n, line in enumerate(lines)))
+
+
+def read_checked(path: Path) -> list[dict[str, Any]]:
+    """StorageError names a file that lost a row or a bit."""
+    try:
+        lines = path.read_text("utf-8").removesuffix("\n").split("\n")
+        return [without_check(line, _place(n, len(lines))) for n, line in enumerate(lines) if lines != [""]]
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged: {error}", "remove it and run the stage again") from error
+
+
+def _place(number: int, count: int) -> str:
+    return f"{number}/{count} "
+
+
 class Journal:
     """Rows of JSON written one by one as work is done, so that a kill costs the row in hand and no more.
 
     Opening reads the rows that are there, and drops the last if a kill cut it. StorageError names a file that is
-    damaged in the middle.
+    damaged in the middle; each row has a checksum.
     """
 
     def __init__(self, path: Path):
@@ -96,20 +149,27 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             data = path.read_bytes() if path.is_file() else b""
             whole = data.rpartition(b"\n")[0] + b"\n" if b"\n" in data else b""
+            self.path, self.rows = path, _rows_of(path, whole)
             if len(whole) < len(data):
                 os.truncate(path, len(whole))
-            self.path, self.rows = path, read_jsonl(path) if whole else []
             self._file = path.open("ab")
 
-    def append(self, row: Any) -> None:
+    def append(self, row: Mapping[str, Any]) -> None:
         with told(self.path):
-            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.write(with_check(json.dumps(row)).encode() + b"\n")
             self._file.flush()
 
     def remove(self) -> None:
         """When its rows stand elsewhere."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _rows_of(path: Path, lines: bytes) -> list[dict[str, Any]]:
+    try:
+        return [without_check(line) for line in lines.decode().split("\n") if line]
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged: {error}", "remove it and run the stage again") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -165,4 +225,9 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    """Gone in one step; a kill leaves only a hidden rest, which the next removal of that folder takes along."""
+    rest = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(rest, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.replace(folder, rest)
+    shutil.rmtree(rest, ignore_errors=True)

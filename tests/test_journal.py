@@ -29,6 +29,10 @@ def test_a_journal_cut_anywhere_keeps_its_whole_rows_and_goes_on(rows, data):
 
 def test_a_journal_damaged_in_the_middle_is_told_not_mended(tmp_path):
     path = tmp_path / "j.part"
-    path.write_text('{"a": 1}\n{"b": \n{"c": 3}\n')
+    journal = files.Journal(path)
+    for number in range(3):
+        journal.append({"a": number})
+    first, second, third = path.read_text().splitlines(keepends=True)
+    path.write_text(first + second[:9] + "\n" + third)
     with pytest.raises(StorageError, match=r"j\.part is damaged"):
         files.Journal(path)

@@ -17,10 +17,10 @@ from torch import Tensor
 def difference(expert_BV: Tensor, anti_BV: Tensor) -> Tensor:
     """What tuning taught, in float32 or wider: expert - anti.
 
-    Where both are -inf (a token that neither can say) the difference is 0, never NaN.
+    Where both are -inf (a token that neither can say) the difference is 0; where both are +inf it is NaN: a fault.
     """
     expert_BV, anti_BV = _wide(expert_BV), _wide(anti_BV)
-    return torch.where(expert_BV == anti_BV, torch.zeros_like(expert_BV), expert_BV - anti_BV)
+    return torch.where((expert_BV == anti_BV) & (anti_BV < 0), torch.zeros_like(expert_BV), expert_BV - anti_BV)
 
 
 def steer(base_BV: Tensor, differences: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:

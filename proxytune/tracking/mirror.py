@@ -17,7 +17,7 @@ from proxytune.settings import Tracker
 from proxytune.tracking import server
 
 INIT_SECONDS = 10.0
-FINISH_SECONDS = 60.0  # then the rest of an online run stays on disk
+FINISH_SECONDS = 30.0  # then the rest of an online run stays on disk
 REGISTRIES = ("model", "dataset")  # the kinds that W&B keeps a registry for
 
 

@@ -23,7 +23,14 @@ def bar(*, note: str = "", transient: bool = True) -> Progress:
     console = Console(stderr=True)
     hidden = transient and not console.is_terminal  # else a pipe gets an empty line of it
     return Progress(
-        *columns, TextColumn(note), console=console, transient=transient, disable=hidden, redirect_stdout=False
+        *columns,
+        TextColumn(note),
+        console=console,
+        transient=transient,
+        disable=hidden,
+        redirect_stdout=False,
+        auto_refresh=console.is_terminal,  # a pipe sees the end only, and drawing takes time from the work
+        refresh_per_second=4,
     )
 
 

@@ -13,7 +13,10 @@ KEY = "a" * 40
 
 
 class Server(ThreadingHTTPServer):
-    """`runs` maps the id of every run that arrived to its files' lines; `operations` lists what was asked for."""
+    """`runs` maps the id of every run that arrived to its files' lines; `operations` lists what was asked for.
+
+    broken: operations that are refused. failing: everything is answered with 500.
+    """
 
     daemon_threads = True
 
@@ -24,6 +27,7 @@ class Server(ThreadingHTTPServer):
         self.operations: list[tuple[str, dict[str, Any]]] = []
         self.artifacts: set[str] = set()
         self.broken: set[str] = set()
+        self.failing = False
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -97,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
-        self._reply(*self._handle(body))
+        self._reply(*((500, {}) if self.server.failing else self._handle(body)))
 
     do_GET = do_PUT = do_POST
 

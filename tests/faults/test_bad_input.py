@@ -1,0 +1,234 @@
+"""What a user may get wrong: one line that names it, the exit code of its kind, nothing written, no traceback.
+
+In process, where a command line would do the same; tests/test_cli.py has what Hydra refuses.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import cli, exits
+from proxytune import settings
+from proxytune.errors import ProxytuneError
+from tests.test_cli import KINDS, compose
+
+NAN, INFINITY = float("nan"), float("inf")
+
+# stage, key, values that do not hold
+VALUES: list[tuple[str, str, list[Any]]] = [
+    ("evaluate", "alpha", [NAN, INFINITY, -INFINITY, "much", [1]]),
+    ("evaluate", "alphas", [["x"], [NAN], "0,1", 3]),
+    ("evaluate", "bootstrap_samples", [0, -1, "many", 1.5]),
+    ("evaluate", "score_batch_size", [0, "x"]),
+    ("evaluate", "threads", [-1, "two"]),
+    ("evaluate", "seed", ["x", 1.5, None]),
+    ("evaluate", "split", ["train", ""]),
+    ("evaluate", "generate", ["perhaps", 7]),
+    ("evaluate", "outputs", [3, None]),
+    ("evaluate", "decode.temperature", [-1, NAN, INFINITY, "hot"]),
+    ("evaluate", "decode.top_k", [-1, 0.5]),
+    ("evaluate", "decode.top_p", [0, 1.5, NAN]),
+    ("evaluate", "decode.min_p", [-0.1, 2]),
+    ("evaluate", "decode.repetition_penalty", [0, -1, INFINITY]),
+    ("evaluate", "decode.max_new_tokens", [0, -4, "all"]),
+    ("evaluate", "decode.batch_size", [0]),
+    ("evaluate", "decode.drafter", ["magic"]),
+    ("evaluate", "decode.draft_tokens", [33, -1]),
+    ("evaluate", "decode.alpha_by", ["whim"]),
+    ("evaluate", "decode.alpha_steps", [0]),
+    ("evaluate", "tracker.name", ["mlflow"]),
+    ("evaluate", "tracker.tags", ["one"]),
+    ("evaluate", "data.source", ["web"]),
+    ("evaluate", "data.limit_train", [0, -5, "few"]),
+    ("evaluate", "family.base", ["nope"]),
+    ("evaluate", "family.dtype", ["float8", "int"]),
+    ("evaluate", "family.small", [{}, {"model": "x", "revison": "y"}, 5]),
+    ("evaluate", "task.max_new_tokens", [0]),
+    ("evaluate", "task.stop", ["end"]),
+    ("evaluate", "base_model", ["org/name", {"revision": "main"}]),
+    ("evaluate", "steering", [[{"alpha": 1}], [{"expert": "a"}, {"alpha": 2}], "a@best"]),
+    ("expert", "model", ["large"]),
+    ("expert", "peft.r", [0, "wide"]),
+    ("expert", "peft.lora_alpha", [0, NAN]),
+    ("expert", "peft.lora_dropout", [1, -0.1]),
+    ("expert", "peft.name", ["ia3"]),
+    ("expert", "resume", ["maybe"]),
+    ("sweep", "alphas", [[], [INFINITY]]),
+    ("sweep", "select", ["luck"]),
+    ("serve", "port", [70000, -1, "http"]),
+    ("serve", "queue", [-1]),
+    ("serve", "max_tokens", [0]),
+    ("serve", "drain_seconds", [-1, INFINITY]),
+    ("doctor", "rows", [1]),
+    ("twin", "layers", [0, "half"]),
+    ("twin", "held_out", [0, 1]),
+    ("twin", "window", [4]),
+    ("twin", "heal.steps", [-1]),
+    ("twin", "heal.learning_rate", [0]),
+    ("bench", "batch_sizes", [[], [0]]),
+    ("bench", "acceptances", [[2]]),
+    ("bench", "trio", ["huge"]),
+    ("pretrain", "resume", ["later"]),
+]
+CASES = [(stage, key, value) for stage, key, values in VALUES for value in values]
+
+ROWS = {  # what a file of rows may hold instead
+    "nothing": "",
+    "blank lines": "\n\n\n",
+    "no JSON": "hello\n",
+    "half a row": '{"prompt": "a", "comple\n',
+    "a number": "5\n",
+    "a list": '["a", "b"]\n',
+    "no completion": '{"prompt": "a"}\n',
+    "no prompt": '{"completion": "b"}\n',
+    "a number for a prompt": '{"prompt": 3, "completion": "b"}\n',
+    "null for a completion": '{"prompt": "a", "completion": null}\n',
+    "messages without a role": '{"messages": [{"content": "a"}]}\n',
+    "messages that are text": '{"messages": "a"}\n',
+    "no messages": '{"messages": []}\n',
+    "one broken row of two": '{"prompt": "a", "completion": " b"}\n{"prompt": }\n',
+}
+
+REGISTRY = [
+    (["show", "nobody"], 6),
+    (["show", "no body"], 6),
+    (["show", "../../etc/passwd"], 6),
+    (["show"], 2),
+    (["tag", "nobody", "best"], 6),
+    (["tag", "nobody"], 2),
+    (["remove", "nobody@v1"], 6),
+    (["remove", ""], 6),
+    (["list", "--josn"], 2),
+    (["lst"], 2),
+    ([], 2),
+]
+
+MODELS = [
+    "no-such-org/no-such-model",
+    "/nowhere/at/all",
+    "embedded:huge",
+    "",
+    "a b/c d",
+    "../..",
+    "org/name/more",
+    "x" * 300,
+]
+
+
+@functools.cache
+def composed(stage: str) -> dict[str, Any]:
+    return compose(stage)
+
+
+def one_line(error: BaseException, code: int) -> str:
+    failure = exits.of(error)
+    assert failure.code == code and len(failure.text.splitlines()) == 1, failure.text
+    assert failure.text.startswith("proxytune: ") and len(failure.text) < 1000
+    return failure.text
+
+
+@pytest.mark.parametrize(("stage", "key", "value"), CASES, ids=lambda value: str(value)[:40])
+def test_a_setting_that_does_not_hold_is_named(stage, key, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = copy.deepcopy(composed(stage))
+    *path, last = key.split(".")
+    functools.reduce(lambda part, name: part[name], path, values)[last] = value
+    with pytest.raises(ProxytuneError) as refused:
+        settings.load(KINDS[stage], values)
+    assert last in one_line(refused.value, 2)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_rows_that_are_none_are_named_with_their_file(kind, suffix, tmp_path):
+    path = tmp_path / f"rows{suffix}"
+    path.write_text(ROWS[kind])
+    assert str(path) in one_line(_reading(path), 3)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x80" * 40, b"a,b\n1,2\n", b""], ids=repr)
+def test_a_table_or_bytes_that_are_no_rows_are_named(content, tmp_path):
+    for suffix in (".csv", ".jsonl"):
+        path = tmp_path / f"rows{suffix}"
+        path.write_bytes(content)
+        assert str(path) in one_line(_reading(path), 3)
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "folder.jsonl", "rows.xlsx", "rows"])
+def test_a_file_that_cannot_be_rows_is_named(name, tmp_path):
+    if name == "folder.jsonl":
+        (tmp_path / name).mkdir()
+    if name.startswith("rows"):
+        (tmp_path / name).write_text("x")
+    error = _reading(tmp_path / name)
+    assert name in one_line(error, exits.of(error).code) and exits.of(error).code in (2, 3)
+
+
+def _reading(path: Path) -> ProxytuneError:
+    from proxytune.tasks import catalog, rowfiles
+
+    with pytest.raises(ProxytuneError) as refused:
+        rowfiles.read(settings.Data(source="files", train=str(path)), catalog.get("qa"))
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    "row", ["5", "{}", '{"prompt": ""}', '{"prompt": 3}', '{"messages": [{}]}', '{"messages": 5}', "[", ""], ids=repr
+)
+def test_a_prompt_that_is_none_is_named(row, tmp_path):
+    from proxytune.stages.decode import read_prompts
+
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(row + "\n")
+    with pytest.raises(ProxytuneError) as refused:
+        read_prompts(None, str(path))
+    assert str(path) in one_line(refused.value, 3)
+
+
+@pytest.mark.parametrize(("arguments", "code"), REGISTRY, ids=lambda value: repr(value))
+def test_a_slip_with_the_registry_is_one_line_and_quick(arguments, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    began = time.process_time()
+    assert cli.main(["registry", *arguments]) == code
+    assert time.process_time() - began < 2
+    told = capsys.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 1 and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model[:30])
+def test_a_model_that_is_not_there_is_named(model):
+    from proxytune.models.loading import load_tokenizer
+
+    with pytest.raises(ProxytuneError) as refused:
+        load_tokenizer(settings.ModelRef(model=model))
+    assert model[:200] in one_line(refused.value, 4)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{}, {"config.json": "{"}, {"config.json": "{}"}, {"config.json": json.dumps({"model_type": "no-such-type"})}],
+    ids=["empty", "cut", "untyped", "unknown"],
+)
+def test_a_folder_that_is_no_model_is_named(files, tmp_path):
+    from proxytune.models.loading import load_model
+
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ProxytuneError) as refused:
+        load_model(settings.ModelRef(model=str(tmp_path)))
+    assert str(tmp_path) in one_line(refused.value, 4)
+
+
+def test_there_are_enough_cases():
+    fixed = 2 * len(ROWS) + 4 + 4 + 8 + len(REGISTRY) + len(MODELS) + 4
+    assert len(CASES) + fixed >= 120

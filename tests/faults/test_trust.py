@@ -1,0 +1,160 @@
+"""What comes from elsewhere runs no code, and what is secret stays where it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proxytune.errors import ProxytuneError
+from proxytune.models import prompts
+from proxytune.models.loading import load_model, load_tokenizer
+from proxytune.settings import ModelRef
+from tests.models.tiny_family import save_llama, tokenizer
+
+HARM = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n"
+TURNS = [{"role": "user", "content": "hello"}]
+
+
+class Touch:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def refused(use, *arguments) -> str:
+    with pytest.raises(ProxytuneError) as error:
+        use(*arguments)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return save_llama(tmp_path / "model", seed=1)
+
+
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_pickled_weights_are_refused_and_not_read(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"lm_head.weight": Touch(tmp_path / "ran")}))
+    assert str(folder) in refused(load_model, ModelRef(model=str(folder)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_beside_a_model_is_not_run(folder):
+    (folder / "harm.py").write_text(HARM + "class Harm: pass\n")
+    change(
+        folder / "config.json",
+        model_type="harm",
+        auto_map={"AutoConfig": "harm.Harm", "AutoModelForCausalLM": "harm.Harm"},
+    )
+    change(
+        folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["harm.Harm", "harm.Harm"]}, tokenizer_class="Harm"
+    )
+    assert str(folder) in refused(load_model, ModelRef(model=str(folder)))
+    with contextlib.suppress(ProxytuneError):  # its own code apart, it may be an ordinary one
+        load_tokenizer(ModelRef(model=str(folder)))
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("size", [1 << 40, (1 << 63) + 5, 100_000_001, 0])
+def test_a_header_of_weights_that_claims_too_much_is_refused(folder, size):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(struct.pack("<Q", size) + weights.read_bytes()[8:])
+    assert str(folder) in refused(load_model, ModelRef(model=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch ran') }}",
+        "{{ messages.append(1) }}",
+        "{{ self.__init__.__globals__ }}",
+        "{% for i in range(10 ** 10) %}x{% endfor %}",
+        "{% include '/etc/passwd' %}",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_a_hostile_chat_template_is_refused_in_one_line(template, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tokenizer()
+    own.chat_template = template
+    assert "refuses these turns" in refused(prompts.rendered, TURNS, own)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch ran']",
+        "!!python/name:os.system",
+        "{_target_: os.system, command: touch ran}",
+        "{_target_: pathlib.Path.touch, self: ran}",
+    ],
+)
+def test_configuration_makes_no_objects(text, tmp_path, monkeypatch, capsys):
+    from pipelines import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "decode").mkdir(parents=True)
+    (tmp_path / "conf" / "decode" / "mine.yaml").write_text(f"temperature: {text}\n")
+    assert cli.main(["decode", "--config-dir", "conf", "decode=mine", "prompt=a"]) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and [path.name for path in tmp_path.iterdir()] == ["conf"]
+
+
+CANARIES = {
+    name: f"canary-{number}-{'k3y' * 10}"
+    for number, name in enumerate(("HF_TOKEN", "OPENAI_API_KEY", "PROXYTUNE_API_KEY", "ANTHROPIC_API_KEY"))
+} | {"WANDB_API_KEY": "c" * 36 + "a11y"}
+
+
+def test_no_key_reaches_a_file_a_message_or_a_command_line(place):
+    """Every stage with keys in its environment and all loggers at debug; and an error, with its traceback."""
+    loud = "import logging; logging.basicConfig(level=logging.DEBUG);"
+    shown = []
+    place.reset("empty")
+    offline = CANARIES | {"WANDB_MODE": "offline"}
+    for stage in ("expert", "decode", "evaluate"):
+        ended, _ = place.run([*place.stage(stage), "tracker=wandb"], program=loud, **offline)
+        assert ended.code == 0, ended.err
+        shown += [ended.out, ended.err]
+    bug = "from proxytune.stages import decode; decode.read_prompts = None;"
+    ended, _ = place.run(place.stage("decode"), program=loud + bug, **offline)
+    assert ended.code == 1 and "Traceback" in ended.err
+    shown += [ended.out, ended.err]
+    files = [path for path in place.folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    for canary in CANARIES.values():
+        assert not [path for path in files if canary.encode() in path.read_bytes()]
+        assert not [text for text in shown if canary in text]
+
+
+def test_a_key_in_a_setting_s_place_is_not_repeated(tmp_path):
+    program = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "decode",
+        "base=vllm",
+        "base.url=http://user:hunter22@host",
+        "prompt=a",
+    ]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(program, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2 and "hunter22" not in done.stderr + done.stdout
