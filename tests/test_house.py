@@ -77,6 +77,8 @@ def test_every_make_target_sets_up_first_what_is_missing(tmp_path):
         "decode",
         "evaluate",
         "sweep",
+        "analyze",
+        "report",
         "score",
         "registry",
         "sync",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,29 +15,35 @@ from proxytune.errors import SettingsError
 from proxytune.evaluation import compare
 from proxytune.evaluation.intervals import SAMPLES
 from proxytune.evaluation.summary import spoken
-from proxytune.files import write_atomic
+from proxytune.files import write_atomic, write_json
+from proxytune.settings import Tracker
+from proxytune.tracking import record
 
 Found = Mapping[str, Any]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="proxytune compare", description="Runs side by side.")
-    parser.add_argument(
-        "runs", nargs="+", metavar="[NAME=]RUN[,RUN...]", help="a run's folder or summary.json; several are pooled"
-    )
-    parser.add_argument("--format", choices=list(FORMATS), default="terminal")
-    parser.add_argument("--out", type=Path, help="write it there instead of to standard output")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="resamples behind each interval (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
-    given = parser.parse_args(arguments)
-    found = compare.compare([group(run) for run in given.runs], samples=given.samples, seed=given.seed)
-    text = FORMATS[given.format](found)
-    if given.out:
-        write_atomic(given.out, text)
-        print(given.out)
+def run(
+    runs: Sequence[str],
+    *,
+    format: str = "terminal",
+    out: Path | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    tracker: Tracker | None = None,
+    outputs: Path = Path("outputs"),
+) -> Found:
+    """Compare, and print or write it; with a tracker other than `none`, keep it as a run of its own below outputs."""
+    groups = [group(given) for given in runs]
+    found = compare.compare(groups, samples=samples, seed=seed)
+    if tracker is not None and tracker.name != "none":
+        keep(groups, found, tracker, outputs)
+    text = FORMATS[format](found)
+    if out:
+        write_atomic(out, text)
+        print(out)
     else:
         print(text, end="")
-    return 0
+    return found
 
 
 def group(given: str) -> compare.Group:
@@ -47,6 +53,26 @@ def group(given: str) -> compare.Group:
     if not runs:
         raise SettingsError(f"{given!r} names no run", "give a folder, NAME=FOLDER or NAME=FOLDER,FOLDER")
     return compare.Group(name or "+".join(run.path.name for run in runs), runs)
+
+
+def keep(groups: Sequence[compare.Group], found: Found, tracker: Tracker, outputs: Path) -> None:
+    """The comparison as a run of its own, in the record and in W&B: tables, numbers, and what they were made from."""
+    families = sorted({run.summary["family"] for group in groups for run in group.runs})
+    runs = {group.name: [str(run.path) for run in group.runs] for group in groups}
+    command = shlex.join(["proxytune", "compare", *(f"{name}={','.join(paths)}" for name, paths in runs.items())])
+    config = {"runs": runs, "task": found["task"], "split": found["split"], "level": found["level"]}
+    described = {"stage": "compare", "task": found["task"], "family": "+".join(families), "command": command}
+    with record.start(tracker, outputs, config=config, **described) as tracked:
+        write_json(tracked.folder / "comparison.json", found)
+        tracked.table("comparison", titles(found["level"]), [cells(line) for line in found["lines"]])
+        tracked.table("differences", ["difference"], [[line] for line in differences(found)])
+        for line in found["lines"]:
+            tracked.summary({f"{line['run']}/{line['system']}/{line['measure']}": line["value"]})
+        for one in found["differences"]:
+            of, against = ("/".join(one[side].values()) for side in ("of", "against"))
+            tracked.summary({f"{of} - {against}/{one['measure']}": {"value": one["value"], "ci": one["ci"]}})
+        tracked.artifact("comparison", "result", tracked.folder / "comparison.json")
+        print(f"proxytune: kept as {tracked.folder}", file=sys.stderr)
 
 
 def titles(level: float) -> list[str]:

@@ -50,12 +50,10 @@ def _compare(settings: Demo) -> None:
     data = sources.load(settings.data, task, settings.family, settings.outputs / "cache")
     part = _part(DecodeStage, settings, compare=True)
     found = trios.find(part)
-    alpha, trio = trios.alpha_of(part, found), trios.load(part, found)
+    experts, trio = [(found, trios.alpha_of(part, found))], trios.load(part, found, ())
     asked = [{"id": row["id"], "prompt": row["prompt"]} for row in data.rows["test"][: settings.examples]]
-    records = [
-        row for system in ("base", "expert", "steered") for row in decode.write(part, trio, found, system, alpha, asked)
-    ]
-    decode.show(asked, records)
+    systems = ("base", "expert", "steered")
+    decode.show(asked, [row for system in systems for row in decode.write(part, trio, experts, system, asked)])
 
 
 def _part(kind: type[S], settings: Demo, **changes) -> S:
