@@ -18,7 +18,7 @@ os.environ |= {
 
 
 # A slow example is a busy machine, not a failure. `make fuzz` is the long form of every test with examples.
-settings.register_profile("short", deadline=None, max_examples=40)
+settings.register_profile("short", deadline=None, max_examples=25)
 settings.register_profile("fuzz", deadline=None, max_examples=1500)
 settings.load_profile("short")
 

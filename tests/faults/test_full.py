@@ -7,7 +7,7 @@ import pytest
 from pipelines import exits
 from proxytune.errors import ModelError
 from proxytune.stages.room import in_smaller_batches
-from tests.faults.test_kill import STAGES, job, points
+from tests.faults.test_kill import SHORT, job, points
 
 # The n-th forward of a model finds no memory, and so does every one with more than `rows` rows.
 SCARCE = """
@@ -21,7 +21,7 @@ LlamaForCausalLM.forward = scarce
 """
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", SHORT)
 def test_a_disk_that_fills_up_at_a_write_is_one_line_and_spoils_nothing(place, stage):
     state, arguments = job(place, stage)
     whole = place.whole(state, arguments)

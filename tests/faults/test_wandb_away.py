@@ -65,7 +65,7 @@ def test_a_server_that_fails_costs_no_time_and_no_line(tmp_path, server):  # noq
     assert started < 5 + 5 and told["wandb"]["mode"] == "offline"  # 5 s for a busy machine
 
 
-@pytest.mark.parametrize("how", ["gone", "failing"])
+@pytest.mark.parametrize("how", ["gone", pytest.param("failing", marks=pytest.mark.crash)])
 def test_a_server_that_is_lost_in_mid_run_leaves_the_record_whole(tmp_path, server, how):  # noqa: F811
     process = begin(tmp_path, tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     if how == "gone":

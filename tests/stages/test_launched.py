@@ -18,7 +18,7 @@ from proxytune.settings import Expert
 from proxytune.stages import expert
 
 ROOT = Path(__file__).resolve().parents[2]
-FIELDS = {"name": "sft", "max_steps": 80, "save_steps": 2, "logging_steps": 5, "per_device_train_batch_size": 2}
+FIELDS = {"name": "sft", "max_steps": 60, "save_steps": 4, "logging_steps": 5, "per_device_train_batch_size": 2}
 PROGRAM = """
 import json, sys
 from proxytune.settings import Expert, load
