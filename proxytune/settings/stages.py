@@ -134,11 +134,13 @@ class Serve(Steering):
 class Doctor(Steering):
     """What would go wrong, looked for before anything large is loaded.
 
-    prompt: shown as each model reads it; None takes the first validation row. effect: does steering help, measured on
-    the first `rows` validation rows at `alphas`; the models are loaded for that.
+    prompt: shown as each model reads it; None takes the first validation row. forward: load the models for one reading
+    of it by each, where nothing else is wrong. effect: does steering help, measured on the first `rows` validation
+    rows at `alphas`; the models are loaded for that.
     """
 
     prompt: str | None = None
+    forward: bool = True
     effect: bool = False
     rows: Annotated[int, Field(ge=2)] = 50
     alphas: Annotated[list[FiniteFloat], Field(min_length=1)] = [0.25, 0.5, 0.75, 1.0, 1.5, 2.0]

@@ -1,15 +1,17 @@
 """Look at a trio before a long run: does it fit together, what does each model read, does it fit into memory.
 
-No weights are loaded, headers and tokenizers say it all; `effect=true` loads the trio and measures. Every check is made
-whatever the others found; the first fault is raised at the end, so that its kind is the exit code.
+Headers and tokenizers say most of it. Only where they find no fault are weights loaded, for one forward of each model
+(`forward=false` leaves that out), and with `effect=true` for a measurement. Every other check is made whatever the
+others found; the first fault is raised at the end, so that its kind is the exit code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any
 
-from proxytune.errors import ProxytuneError, SettingsError, TrioError
+from proxytune.errors import ModelError, ProxytuneError, SettingsError, TrioError
 from proxytune.experts.registry import Expert
 from proxytune.models import prompts
 from proxytune.models import trio as models
@@ -28,7 +30,8 @@ SHOWN = 400  # characters of a prompt
 
 def run(settings: Doctor) -> dict[str, list[str]]:
     """Print what was found, and return it by check. Raises the first fault."""
-    patient, found, faults = Patient(settings), {}, []
+    patient, found = Patient(settings), {}
+    faults = patient.faults
     for name, look in CHECKS.items():
         lines, fault = [], None
         try:
@@ -57,6 +60,7 @@ class Patient:
 
     def __init__(self, settings: Doctor):
         self.settings = settings
+        self.faults: list[ProxytuneError] = []  # of the checks so far
         self._known: dict[str, Any] = {}
 
     @property
@@ -204,6 +208,32 @@ def _adapters(patient: Patient) -> dict[str, tuple[str, bool]]:
     return {e.reference: (f"anti of {e.reference}", not separable(e.folder)) for e in experts}
 
 
+def forward(patient: Patient) -> Iterator[str]:
+    """One reading of the prompt by each model that is here. ModelError where scores are no numbers."""
+    settings = patient.settings
+    if not settings.forward:
+        return
+    if patient.faults:
+        raise patient.faults[0]
+    import torch
+
+    trio = trios.load(settings, patient.experts[0], trios.held(settings))
+    asked = trio.encode(patient.prompt())
+    for term in dict.fromkeys([*([trio.local] if trio.local else []), *(term for pair in trio.pairs for term in pair)]):
+        ids = list(asked[term.role])[-(term.source.longest or len(asked[term.role])) :]
+        began = perf_counter()
+        with torch.inference_mode():
+            stream = term.source.open(1, len(ids), (term.member,))
+            scores_V = stream.read(torch.tensor([[ids]]), torch.zeros(1, 1, dtype=torch.int64))[0, 0, -1].float()
+        token = int(scores_V.argmax())
+        if not scores_V[token].isfinite():
+            raise ModelError(
+                f"{term.role} gives NaN or infinity after the prompt", "load it in float32: family.dtype=float32"
+            )
+        text, share = trio.tokenizers["base"].decode([token]), float(scores_V.softmax(-1)[token])
+        yield f"{term.role}: {len(ids)} ids in {perf_counter() - began:.2g} s; likeliest next {text!r} ({share:.1%})"
+
+
 def server(patient: Patient) -> Iterator[str]:
     if patient.settings.base is None:
         return
@@ -237,5 +267,6 @@ CHECKS: dict[str, Callable[[Patient], Iterator[str]]] = {
     "prompts": asked,
     "memory": fits,
     "server": server,
+    "forward": forward,
     "effect": effect,
 }

@@ -25,7 +25,7 @@ PROMPT = "Question: what follows 7?\nAnswer:"
 
 
 def examine(place, **changes):
-    return doctor.run(place.settings(Doctor, **changes))
+    return doctor.run(place.settings(Doctor, **({"forward": False} | changes)))
 
 
 def with_base(place, folder: Path):
@@ -43,6 +43,32 @@ def test_a_trio_that_fits_is_told_without_loading_its_weights(place, monkeypatch
     shown = capsys.readouterr().out
     assert shown.count("ok ") == len(found) and "FAULT" not in shown
     assert not (place.outputs / "runs").exists()
+
+
+def test_each_model_reads_the_prompt_once_and_its_likeliest_token_is_told(place):
+    told = examine(place, prompt=PROMPT, forward=True)["forward"]
+    assert [line.split(":")[0] for line in told] == ["base", "expert", "anti"]
+    asked = torch.tensor([tokenizer()(PROMPT)["input_ids"]])
+    for line, ref in ((told[0], place.family.base_ref), (told[2], place.family.small)):
+        with torch.inference_mode():
+            scores = load_model(ref, "float32")(asked).logits[0, -1, : len(tokenizer())]
+        token = int(scores.argmax())
+        assert f"{tokenizer().decode([token])!r} ({float(scores.softmax(-1)[token]):.1%})" in line
+
+
+def test_no_weights_are_loaded_where_something_else_is_wrong(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ModelError, match="nowhere"):
+        examine(place, prompt=PROMPT, family=with_base(place, tmp_path / "nowhere"), forward=True)
+    assert "FAULT forward     not looked at, since the above" in capsys.readouterr().out
+
+
+def test_weights_that_are_no_numbers_are_a_fault(place, tmp_path):
+    folder = Path(shutil.copytree(place.family.base_ref.model, tmp_path / "base"))
+    weights = {name: weight * float("nan") for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="base gives NaN or infinity after the prompt"):
+        examine(place, prompt=PROMPT, family=with_base(place, folder), forward=True)
 
 
 def test_memory_is_what_the_loaded_models_take(place):
