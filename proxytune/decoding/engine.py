@@ -165,7 +165,52 @@ class Rows:
         )
 
 
-class Engine:
+class Queue:
+    """Requests that wait for a place, and the rows that are being written, of one mixture."""
+
+    def __init__(self, mixture: Mixture, batch_size: int, prefill_tokens: int):
+        self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
+        self.rows, self.longest = Rows(mixture), mixture.longest
+        self.waiting: deque[Row] = deque()
+        self.handles = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.rows.each)
+
+    def enqueue(self, request: Request, reply: Reply) -> int:
+        """Returns the request's handle. Raises SettingsError where it cannot be answered."""
+        row = Row(self.handles, fitted(request, self.rows.mixture, self.longest), reply)
+        self.handles += 1
+        self.waiting.append(row)
+        return row.handle
+
+    def cancel(self, handle: int) -> None:
+        """End a reply now; it is not heard of again. A handle that is done or unknown is let be."""
+        self.waiting = deque(row for row in self.waiting if row.handle != handle)
+        for i, row in enumerate(self.rows.each):
+            if row.handle == handle:
+                row.reply.finish_reason = "cancelled"
+                self.rows.drop(i)
+                return
+
+    def admit(self) -> None:
+        """Waiting requests take the free places, as far as prefill_tokens ids of their prompts go; one always may."""
+        new: list[Row] = []
+        tokens = 0
+        while self.waiting and len(self.rows.each) + len(new) < self.batch_size:
+            prompts = self.waiting[0].request.prompts
+            size = sum(len(prompts[term.role]) for term in self.rows.mixture.terms)
+            known = new and prompts is new[-1].request.prompts
+            if new and not known and tokens + size > self.prefill_tokens:
+                break
+            tokens += 0 if known else size
+            new.append(self.waiting.popleft())
+        if new:
+            self.rows.admit(new, self.prefill_tokens)
+
+
+class Engine(Queue):
     """Writes replies to requests under one mixture.
 
     batch_size: rows written at once. prefill_tokens: ids of prompts read in one forward, and the most that are read
@@ -183,36 +228,16 @@ class Engine:
         drafter: str | Drafter = "none",
         draft_tokens: int | None = None,
     ):
+        super().__init__(mixture, batch_size, prefill_tokens)
         self.mixture, self.tokenizer = mixture, tokenizer
-        self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.stats = Stats()
         self.drafter = drafting.drafter(drafter, mixture) if isinstance(drafter, str) else drafter
         self.clock = Clock(self.stats)
         self.planner = Planner(mixture, self.drafter, self.clock, draft_tokens)
-        self.rows = Rows(mixture)
-        self.waiting: deque[Row] = deque()
-        self.handles = 0
-        self.longest = mixture.longest
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting or self.rows.each)
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns its handle. Raises SettingsError where it cannot be answered."""
-        fitting = fitted(request, self.mixture, self.longest)
-        handle, self.handles = self.handles, self.handles + 1
-        self.waiting.append(Row(handle, fitting, Reply()))
-        return handle
-
-    def cancel(self, handle: int) -> None:
-        """End a reply now; it is not heard of again. A handle that is done or unknown is let be."""
-        self.waiting = deque(row for row in self.waiting if row.handle != handle)
-        for i, row in enumerate(self.rows.each):
-            if row.handle == handle:
-                row.reply.finish_reason = "cancelled"
-                self.rows.drop(i)
-                return
+        return self.enqueue(request, Reply())
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Reply]]:
@@ -220,7 +245,7 @@ class Engine:
 
         Returns (handle, reply so far) of every row that was written on; finish_reason tells which are done.
         """
-        self._admit()
+        self.admit()
         if not self.rows.each:
             return []
         self.rows.advance()
@@ -256,20 +281,6 @@ class Engine:
         for i in reversed(done):
             self.rows.drop(i)
         return found
-
-    def _admit(self) -> None:
-        new: list[Row] = []
-        tokens = 0
-        while self.waiting and len(self.rows.each) + len(new) < self.batch_size:
-            prompts = self.waiting[0].request.prompts
-            size = sum(len(prompts[term.role]) for term in self.mixture.terms)
-            known = new and prompts is new[-1].request.prompts
-            if new and not known and tokens + size > self.prefill_tokens:
-                break
-            tokens += 0 if known else size
-            new.append(self.waiting.popleft())
-        if new:
-            self.rows.admit(new, self.prefill_tokens)
 
     def run(
         self, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None

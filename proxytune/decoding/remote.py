@@ -12,17 +12,16 @@ the last position of the small models meanwhile; it lasts as long as its slowest
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from proxytune.decoding.drafting import Chain, Clock, Stats
-from proxytune.decoding.engine import Row, Rows
+from proxytune.decoding.engine import Queue, Row, Rows
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.pushed import Pusher
-from proxytune.decoding.request import Reply, Request, fitted
+from proxytune.decoding.request import Reply, Request
 from proxytune.decoding.round import Round
 from proxytune.decoding.verdicts import Verdicts, prefix
 from proxytune.errors import ModelError, SettingsError
@@ -67,7 +66,12 @@ class Counts:
         return self.accepted / self.drafted if self.drafted else None
 
 
-class RemoteEngine:
+def small(pairs: Sequence[tuple[Term, Term]], vocabulary: Vocabulary) -> Mixture:
+    """What is here of a trio whose base is behind an API; the anti stands in for the base."""
+    return Mixture(pairs[0][1], vocabulary, tuple(pairs))
+
+
+class RemoteEngine(Queue):
     """Writes replies with a base that only a server has. Alpha 0 for every pair is the base alone.
 
     abilities: what the probe found. batch_size: rows written at once, None for as many as calls may be in flight.
@@ -86,23 +90,14 @@ class RemoteEngine:
     ):
         assert pairs, "a remote base is steered by at least one pair"
         self.base, self.abilities, self.tokenizer = base, abilities, tokenizer
-        self.small = Mixture(pairs[0][1], vocabulary, tuple(pairs))
-        self.drafter = Chain(self.small.terms, self.small.pairs)
-        self.batch_size = batch_size or base.settings.in_flight
-        self.prefill_tokens = prefill_tokens
-        self.rows, self.clock = Rows(self.small), Clock(Stats())
+        self.small = small(pairs, vocabulary)  # the server tells of its own context
+        super().__init__(self.small, batch_size or base.settings.in_flight, prefill_tokens)
+        self.drafter, self.clock = Chain(self.small.terms, self.small.pairs), Clock(Stats())
         self.top = min(base.settings.top, abilities.top)
         self.drafts = base.settings.draft_tokens if abilities.prompt_scores else 0
-        self.longest = self.small.longest  # of the small models; the server tells of its own
-        self.waiting: deque[Row] = deque()
-        self.handles = 0
         self.counts = Counts()
         self.fault: Exception | None = None
         self.pusher = Pusher(base, tokenizer, vocabulary.size) if base.settings.mode == "bias" else None
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting or self.rows.each)
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns its handle. Raises SettingsError where it cannot be answered."""
@@ -126,11 +121,7 @@ class RemoteEngine:
             raise SettingsError(
                 "base.mode=bias leaves sampling to the server, which has no top_k or min_p", "leave them out"
             )
-        reply = CertifiedReply(inexact=self.pusher is not None)
-        row = Row(self.handles, fitted(request, self.small, self.longest), reply)
-        self.handles += 1
-        self.waiting.append(row)
-        return row.handle
+        return self.enqueue(request, CertifiedReply(inexact=self.pusher is not None))
 
     def run(
         self, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None
@@ -161,15 +152,6 @@ class RemoteEngine:
                     if reply.finish_reason:
                         yield places[handle], reply
 
-    def cancel(self, handle: int) -> None:
-        """As `Engine.cancel`."""
-        self.waiting = deque(row for row in self.waiting if row.handle != handle)
-        for i, row in enumerate(self.rows.each):
-            if row.handle == handle:
-                row.reply.finish_reason = "cancelled"
-                self.rows.drop(i)
-                return
-
     async def step(self) -> list[tuple[int, CertifiedReply]]:
         """One round: every row says at least one token. Returns (handle, reply so far) of the rows that did.
 
@@ -177,7 +159,8 @@ class RemoteEngine:
         """
         if self.fault:
             raise self.fault
-        self._admit()
+        with torch.inference_mode():
+            self.admit()
         if not self.rows.each:
             return []
         self.rows.advance()
@@ -198,13 +181,6 @@ class RemoteEngine:
         for i in reversed(done):
             self.rows.drop(i)
         return [(row.handle, _certified(row)) for row in written]
-
-    @torch.inference_mode()
-    def _admit(self) -> None:
-        free = self.batch_size - len(self.rows.each)
-        new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        if new:
-            self.rows.admit(new, self.prefill_tokens)
 
     @torch.inference_mode()
     def _draft(self, round: Round, count: int) -> None:

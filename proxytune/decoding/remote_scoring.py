@@ -52,7 +52,7 @@ class Standing:
 
 
 class Weigher:
-    """Weighs replies with the base that `served` has, and the small models of `mixture` (`served.small`)."""
+    """Weighs replies with the base that `served` has, and the small models of `mixture` (`remote.small`)."""
 
     def __init__(self, served: Served, mixture: Mixture):
         self.served, self.mixture = served, mixture

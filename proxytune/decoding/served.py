@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.pushed import Pusher
 from proxytune.decoding.remote import RemoteEngine
 from proxytune.models.dialects import dialect
@@ -49,11 +48,6 @@ class Served:
             "abilities": abilities,
             "certified_only": settings.require_certified,
         }
-
-
-def small(pairs: Sequence[tuple[Term, Term]], vocabulary: Vocabulary) -> Mixture:
-    """What is here of a trio whose base is behind an API; the anti stands in for the base."""
-    return Mixture(pairs[0][1], vocabulary, tuple(pairs))
 
 
 def reach(remote: Remote, tokenizer: Any, vocabulary: int, head: int | None = None) -> Served:

@@ -8,8 +8,8 @@ from typing import Any
 
 from proxytune.decoding.engine import Engine, build
 from proxytune.decoding.mixture import Mixture
-from proxytune.decoding.remote import RemoteEngine
-from proxytune.decoding.served import Served, small
+from proxytune.decoding.remote import RemoteEngine, small
+from proxytune.decoding.served import Served
 from proxytune.errors import DataError
 from proxytune.evaluation.benchmarks.benchmark import Prompt
 from proxytune.models import prompts

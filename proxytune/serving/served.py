@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.remote import small
 from proxytune.decoding.request import Limits, Request, sampling, variant
-from proxytune.decoding.served import small
 from proxytune.errors import did_you_mean
 from proxytune.models.trio import Trio
 from proxytune.serving.protocol import Chat, Completion, Refused

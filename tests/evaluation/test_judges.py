@@ -50,6 +50,16 @@ class Api:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
 
+    def __enter__(self):
+        self.serving = threading.Thread(target=self.server.serve_forever, args=(0.02,))
+        self.serving.start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+        self.serving.join()
+
     def reply(self, body):
         text = body["messages"][0]["content"]
         first, second = text.split("Reply A:\n")[1].split("\n\nReply B:\n")
@@ -59,15 +69,10 @@ class Api:
 
 @pytest.fixture
 def api(monkeypatch):
-    made = Api()
     monkeypatch.setattr(judges, "FIRST_WAIT", 0.001)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    serving = threading.Thread(target=made.server.serve_forever, args=(0.02,))
-    serving.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    serving.join()
+    with Api() as made:
+        yield made
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from proxytune.decoding.engine import Engine
+from proxytune.decoding.remote import small
 from proxytune.decoding.remote_scoring import Weigher
 from proxytune.decoding.scoring import Given, losses
-from proxytune.decoding.served import Served, small
+from proxytune.decoding.served import Served
 from proxytune.files import resource
 from proxytune.models.dialects import dialect
 from proxytune.models.loading import load_tokenizer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,13 +69,8 @@ class Scorer(Api):
 
 @pytest.fixture(scope="module")
 def scorer():
-    made = Scorer()
-    serving = threading.Thread(target=made.server.serve_forever, args=(0.02,))
-    serving.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    serving.join()
+    with Scorer() as made:
+        yield made
 
 
 def by(scorer, **more):
