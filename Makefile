@@ -38,7 +38,8 @@ endif
 .PHONY: help setup demo test fuzz crash check expert doctor decode serve evaluate sweep analyze report score compare registry sync twin bench pretrain vllm-env clean clean-all
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { n = split($$2, told, /  +/); \
+	  printf "  make %-10s %s%s\n", $$1, told[1], (n > 1 ? "  [" told[2] "]" : "") }' Makefile
 
 setup: $(READY) ## install into .venv what is missing or out of date
 	@echo "$(VENV) is ready"
@@ -100,13 +101,13 @@ pretrain: $(READY) ## pre-train the embedded family anew; hours on a CPU
 	$(RUN) pretrain $(ARGS)
 
 test: $(READY) ## the whole test suite, without a network                                 ARGS='-k name'
-	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 fuzz: $(READY) ## the long form of the tests with random examples: 1,500 each; about an hour
 	$(VENV)/bin/python -m pytest -n auto tests/decoding tests/steering tests/models tests/serving/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
 
-crash: $(READY) ## faults at every write: kills, full disks, damage; about an hour and a half
-	PROXYTUNE_CRASH=1 $(VENV)/bin/python -m pytest tests/faults $(ARGS)
+crash: $(READY) ## faults at every write: kills, full disks, damage; about an hour of one core
+	PROXYTUNE_CRASH=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal tests/faults tests/stages/test_sharded.py $(ARGS)
 
 check: $(READY) ## style, types and layers, as CI does
 	$(VENV)/bin/ruff check .

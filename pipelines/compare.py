@@ -10,15 +10,15 @@ Runs joined by a comma are pooled, such as the seeds of one experiment: a row th
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from pipelines import cli
+from pipelines.parser import Parser
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="proxytune compare", description="Runs side by side.")
+    parser = Parser(prog="proxytune compare", description="Runs side by side.")
     parser.add_argument(
         "runs", nargs="+", metavar="[NAME=]RUN[,RUN...]", help="a run's folder or summary.json; several are pooled"
     )

@@ -2,7 +2,7 @@
 
   proxytune decode expert=code@latest prompt='def area(radius):'
   proxytune decode compare=true alpha=1.5 prompts=prompts.jsonl out=answers.jsonl
-  cat prompts.txt | proxytune decode prompts=- decode=sample decode.seed=7
+  cat question.txt | proxytune decode prompts=- decode=sample decode.seed=7
   proxytune decode base=vllm base.url=http://127.0.0.1:8000 base.model=NAME prompts=prompts.jsonl
 
 prompt= is taken as it stands, commas and quotes included; only a value that is quoted as a whole is unquoted.
@@ -13,13 +13,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pipelines import cli
+from pipelines import cli, named
 
 
 def run(values: dict[str, Any]) -> None:
-    from proxytune.settings import DecodeStage, load
+    from proxytune.settings import DecodeStage
 
-    settings = load(DecodeStage, values)
+    settings = named.load(DecodeStage, values)
 
     from proxytune.stages import decode
 

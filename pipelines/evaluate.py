@@ -18,13 +18,13 @@ import sys
 from collections import defaultdict
 from typing import Any
 
-from pipelines import cli
+from pipelines import cli, named
 
 
 def run(values: dict[str, Any]) -> None:
-    from proxytune.settings import Evaluate, load
+    from proxytune.settings import Evaluate
 
-    settings = load(Evaluate, values)
+    settings = named.load(Evaluate, values)
 
     from proxytune.stages import evaluate
 

@@ -7,25 +7,18 @@ process, and the caller tells every failure once.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pipelines import exits, refusals
+from pipelines.parser import Parser
 from proxytune.errors import SettingsError
 from proxytune.files import resource
-
-
-class Parser(argparse.ArgumentParser):
-    """Hydra's command line, with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(message, f"see {self.prog} --help")
 
 
 def parser(stage: str) -> Parser:
@@ -59,7 +52,7 @@ def launch(stage: str, arguments: Sequence[str], command: str) -> int:
         engine = GlobalHydra.instance().hydra
         assert engine is not None
         prefer_modest_launchers()
-        with refusals.in_one_line(engine, stage, search):
+        with refusals.in_one_line(engine, stage, options.overrides, search):
             if options.cfg:
                 engine.show_cfg(stage, overrides, options.cfg, options.package, options.resolve)
             elif options.info:
@@ -103,10 +96,12 @@ def job(config: Any, *, stage: str, command: str, group: str | None = None) -> e
 def plain(config: Any, command: str, group: str | None) -> dict[str, Any]:
     """The composed settings as plain containers, everything resolved; jobs of one multirun share a tracker group."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise SettingsError(f"{error.full_key} is not given", f"add {error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
         raise SettingsError(str(error).splitlines()[0]) from error
     if group and "tracker" in values and values["tracker"].get("group") is None:

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.guide import LAUNCHERS
@@ -13,8 +14,8 @@ from proxytune.errors import SettingsError, did_you_mean
 
 
 @contextlib.contextmanager
-def in_one_line(engine: Any, stage: str, search: list[str]) -> Generator[None]:
-    """Turn whatever Hydra says of the given overrides into a SettingsError. `search`: overrides that name folders."""
+def in_one_line(engine: Any, stage: str, overrides: list[str], search: list[str]) -> Generator[None]:
+    """Turn whatever Hydra says of the given overrides into a SettingsError. `search`: those that name folders."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from yaml import MarkedYAMLError
 
@@ -29,7 +30,7 @@ def in_one_line(engine: Any, stage: str, search: list[str]) -> Generator[None]:
         where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}" if error.problem_mark else "a file"
         raise SettingsError(f"{where} is not plain YAML: {error.problem}") from error
     except HydraException as error:
-        raise _refused(error, stage, _known_keys(engine, stage, search)) from error
+        raise _refused(error, Known(engine, stage, overrides, search)) from error
 
 
 def _missing(error: Any) -> SettingsError:
@@ -41,18 +42,16 @@ def _missing(error: Any) -> SettingsError:
     return SettingsError(f"no {group} {choice!r}", did_you_mean(choice, error.options or []))
 
 
-def _refused(error: Exception, stage: str, known: list[str]) -> SettingsError:
+def _refused(error: Exception, known: Known) -> SettingsError:
     """Any other HydraException: the misspelt key is the common one."""
     text = str(error) or str(error.__cause__)
     if key := re.search(r"Could not override '([^']+)", text):
         if key[1].partition(".")[0] == "base":
             return SettingsError(
-                f"{stage} takes no base behind an API",
+                f"{known.stage} takes no base behind an API",
                 "decode, serve, evaluate, sweep and doctor do",
             )
-        close = difflib.get_close_matches(key[1], known, n=2, cutoff=0.6)
-        hint = did_you_mean(key[1], close) if close else f"see proxytune {stage} --help"
-        return SettingsError(f"unknown key {key[1]!r}", hint)
+        return SettingsError(f"unknown key {key[1]!r}", known.hint(key[1]))
     if several := re.search(r"Ambiguous value for argument '(.*)'", text):
         hint = "add -m to run once for each; key=[a,b] is a list; 'key=\"a,b\"' a text"
         return SettingsError(f"{several[1]} gives several values", hint)
@@ -60,19 +59,54 @@ def _refused(error: Exception, stage: str, known: list[str]) -> SettingsError:
     return SettingsError(text.splitlines()[0] + cause)
 
 
-def _known_keys(engine: Any, stage: str, search: list[str]) -> list[str]:
-    """Every key and group of the stage, dotted, as composed without the overrides."""
-    from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
+@dataclass(frozen=True)
+class Known:
+    """The keys and groups that a stage has. search: overrides that name folders with more of them."""
 
-    try:
-        config = engine.compose_config(stage, search, RunMode.RUN)
-    except HydraException:  # the stage's own files are broken: the first error is the one to tell
-        return []
-    values: Any = OmegaConf.to_container(config, resolve=False)
-    groups = [group for group in config.hydra.runtime.choices if group not in values]
-    return [*groups, *_dotted({key: value for key, value in values.items() if key != "hydra"})]
+    engine: Any
+    stage: str
+    overrides: list[str]
+    search: list[str]
+
+    def hint(self, key: str) -> str:
+        """What may have been meant: a key of the chosen groups, else one that another choice of its group has."""
+        if close := _closest(key, self._keys(self._chosen())):
+            return did_you_mean(key, close)
+        group = key.partition(".")[0]
+        for choice in self._choices(group):
+            own = [known for known in self._keys([f"{group}={choice}"]) if known.startswith(f"{group}.")]
+            if close := _closest(key, own):
+                return f"{close[0]!r} is a key of {group}={choice}"
+        return f"see proxytune {self.stage} --help"
+
+    def _chosen(self) -> list[str]:
+        return [override for override in self.overrides if self._choices(override.partition("=")[0])]
+
+    def _choices(self, group: str) -> list[str]:
+        return self.engine.config_loader.get_group_options(group)
+
+    def _keys(self, chosen: list[str]) -> list[str]:
+        """Every key and group, dotted; none where these choices cannot be composed."""
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        try:
+            config = self.engine.compose_config(self.stage, [*chosen, *self.search], RunMode.RUN)
+        except HydraException:  # the first error is the one to tell
+            return []
+        values: Any = OmegaConf.to_container(config, resolve=False)
+        groups = [group for group in config.hydra.runtime.choices if group not in values]
+        return [*groups, *_dotted({key: value for key, value in values.items() if key != "hydra"})]
+
+
+def _closest(key: str, known: list[str]) -> list[str]:
+    """At most two known keys whose last part is like this one's, those of the same section first."""
+    section, _, last = key.rpartition(".")
+    ends = {other: other.rpartition(".")[2] for other in known}
+    like = difflib.get_close_matches(last, set(ends.values()), n=4, cutoff=0.6)
+    found = [other for end in like for other, its in ends.items() if its == end]
+    return sorted(found, key=lambda other: other.rpartition(".")[0] != section)[:2]
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> Generator[str]:

@@ -8,17 +8,17 @@ The file needs no network. Tokens are scored first where that was not done; --no
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
 
 from pipelines import cli
+from pipelines.parser import Parser
 from proxytune.errors import SettingsError
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="proxytune report", description="One HTML file of what a run found.")
+    parser = Parser(prog="proxytune report", description="One HTML file of what a run found.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder of evaluate, sweep or decode")
     parser.add_argument("--out", type=Path, help="write it there instead of to RUN/report.html")
     parser.add_argument("--generations", type=int, default=500, metavar="N", help="prompts at most (%(default)s)")
@@ -27,6 +27,10 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.generations < 0:
         raise SettingsError(f"--generations {given.generations} is below 0", "give how many prompts are told at most")
+
+    from proxytune.stages import past
+
+    past.read(given.run)  # a folder that no run left is told before torch is imported
 
     from proxytune.stages import report
 

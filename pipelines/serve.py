@@ -1,7 +1,7 @@
 """A steered base behind the OpenAI API, with a page to see what steering does.
 
   proxytune serve expert=code@best
-  proxytune serve expert=code@best base_model.model=org/name port=8000
+  proxytune serve expert=code@best base_model=org/name port=8000
   PROXYTUNE_API_KEY=... proxytune serve expert=code@best host=0.0.0.0
 
 Models: base, expert, base+code@best. Beside OpenAI's fields a request has alpha and steering. The page is at /.
@@ -12,13 +12,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pipelines import cli
+from pipelines import cli, named
 
 
 def run(values: dict[str, Any]) -> None:
-    from proxytune.settings import Serve, load
+    from proxytune.settings import Serve
 
-    settings = load(Serve, values)
+    settings = named.load(Serve, values)
 
     from proxytune.stages import serve
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pipelines import cli
+from pipelines import cli, named
 
 
 def run(values: dict[str, Any]) -> None:
-    from proxytune.settings import Sweep, load
+    from proxytune.settings import Sweep
 
-    settings = load(Sweep, values)
+    settings = named.load(Sweep, values)
 
     from proxytune.stages import sweep
 

@@ -57,15 +57,16 @@ INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the machine's or a GPU's memory ran out: torch says so by a RuntimeError."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+    """Whether the machine's or a GPU's memory ran out: each library says so in its own way."""
+    words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "could not create a primitive")
+    told = not isinstance(error, ProxytuneError) and any(each in str(error) for each in words)
+    return isinstance(error, MemoryError) or told
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A hint naming the closest known words, or all of them where none is close."""
+def did_you_mean(given: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint naming the closest known words; where none is close `otherwise`, or all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(given, known, n=2, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"
-    return "known: " + ", ".join(known) if known else "there is none yet"
+    return otherwise or ("known: " + ", ".join(known) if known else "there is none yet")

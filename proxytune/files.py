@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -22,6 +23,10 @@ from proxytune.errors import StorageError
 CHECK = "check"  # the key of a checksum, last in what carries one
 UNFINISHED = ".tmp"
 LEFTOVER_SECONDS = 60.0  # between a file's making and the lock on it
+
+# An object's text that ends with its checksum, be it with one letter of its key damaged.
+_ALMOST = "|".join(f"{CHECK[:n]}.{CHECK[n + 1 :]}" for n in range(len(CHECK)))
+_CHECKED = re.compile(rf'"(?:{_ALMOST})": "[^"]{{8}}"}}\s*\Z')
 
 
 def resource(name: str) -> Path:
@@ -77,28 +82,28 @@ def _clear_leftovers(path: Path) -> None:
                 leftover.unlink()
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, checked: bool = False) -> None:
+    """checked: an object gets a checksum as its last key, which `read_json` holds it against."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, (with_check(text) if checked else text) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_atomic(path, _text(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows))
 
 
 def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StorageError(f"{path} is damaged: {error}", "remove it and run the stage again") from error
+    """StorageError names a file that is no JSON, or has a checksum and is not what that was made for."""
+    with _seen(path):
+        text = path.read_text("utf-8")
+        return without_check(text) if _CHECKED.search(text) else json.loads(text)
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """The rows of a file that `write_jsonl` wrote whole."""
-    try:
-        # not splitlines: JSON leaves a line separator (U+2028) inside a text as it is
-        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StorageError(f"{path} is damaged: {error}", "remove it and run the stage again") from error
+    """The rows of a file that `write_jsonl` or `write_checked` wrote whole; checked where any has a checksum."""
+    with _seen(path):
+        lines = _lines(path.read_text("utf-8"))
+        return _without_checks(lines) if any(map(_CHECKED.search, lines)) else [json.loads(line) for line in lines]
 
 
 def with_check(text: str, salt: str = "") -> str:
@@ -121,14 +126,36 @@ def without_check(text: str, salt: str = "") -> dict[str, Any]:
 def write_checked(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of JSON to be read again by `read_checked`: a checksum in each tells it from any other, and its place."""
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
-    write_atomic(path, "".join(with_check(line, _place(n, len(lines))) + "\n" for n, line in enumerate(lines)))
+    write_atomic(path, _text(with_check(line, _place(n, len(lines))) for n, line in enumerate(lines)))
 
 
 def read_checked(path: Path) -> list[dict[str, Any]]:
     """StorageError names a file that lost a row or a bit."""
+    with _seen(path):
+        return _without_checks(_lines(path.read_text("utf-8")))
+
+
+def _text(lines: Iterable[str]) -> str:
+    """Of no lines a line's end: a file that holds nothing at all lost what it had."""
+    return "\n".join(lines) + "\n"
+
+
+def _lines(text: str) -> list[str]:
+    """Not splitlines: JSON leaves a line separator (U+2028) inside a text as it is."""
+    if not text:
+        raise ValueError("it is empty")
+    return text.removesuffix("\n").split("\n") if text != "\n" else []
+
+
+def _without_checks(lines: Sequence[str]) -> list[dict[str, Any]]:
+    return [without_check(line, _place(n, len(lines))) for n, line in enumerate(lines)]
+
+
+@contextlib.contextmanager
+def _seen(path: Path) -> Generator[None]:
+    """Turn what is wrong with a file's content into one clear line."""
     try:
-        lines = path.read_text("utf-8").removesuffix("\n").split("\n")
-        return [without_check(line, _place(n, len(lines))) for n, line in enumerate(lines) if lines != [""]]
+        yield
     except ValueError as error:
         raise StorageError(f"{path} is damaged: {error}", "remove it and run the stage again") from error
 
@@ -166,10 +193,8 @@ class Journal:
 
 
 def _rows_of(path: Path, lines: bytes) -> list[dict[str, Any]]:
-    try:
+    with _seen(path):
         return [without_check(line) for line in lines.decode().split("\n") if line]
-    except ValueError as error:
-        raise StorageError(f"{path} is damaged: {error}", "remove it and run the stage again") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,7 +23,32 @@ settings.register_profile("fuzz", deadline=None, max_examples=1500)
 settings.load_profile("short")
 
 
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """A process that has imported everything, for what must run, or be killed, in a process of its own."""
+    from tests.faults.warm import Warm
+
+    started = Warm(tmp_path_factory.mktemp("warm"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def built_in():
+    """Every task's built-in rows by split, made once, and the library read once: it takes seconds."""
+    from functools import cache
+
+    from proxytune.tasks import catalog, stdlib
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stdlib, "functions", cache(stdlib.functions))
+        yield {name: catalog.get(name).builtin() for name in catalog.names()}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("crash") and "PROXYTUNE_CRASH" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="long: make crash"))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing:
         return

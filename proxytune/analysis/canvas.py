@@ -65,6 +65,12 @@ class Panel:
     height: float = HEIGHT
 
 
+def bounds(value: float, interval: Sequence[float | None] | None) -> tuple[float, float]:
+    """The ends of an interval; the value itself where an end is unknown."""
+    low, high = (value if bound is None else bound for bound in interval or (None, None))
+    return low, high
+
+
 def png(panels: Sequence[Panel], path: Path, title: str, note: str) -> None:
     """All panels as one picture with a title above and a note below."""
     columns = min(COLUMNS, len(panels))

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from proxytune.analysis.canvas import COLOURS, FAINT, HALO, NAMES, Panel, png
+from proxytune.analysis.canvas import COLOURS, FAINT, HALO, NAMES, Panel, bounds, png
 from proxytune.analysis.curves import DIVERGENCES, curves_of, title
 from proxytune.analysis.figures import note
 
@@ -230,6 +230,4 @@ def _worded(curve: Curve) -> str:
 
 
 def _bounds(point: Point) -> tuple[float, float]:
-    """A point's interval; the value itself where an end is unknown."""
-    low, high = (point["value"] if bound is None else bound for bound in point["ci"] or (None, None))
-    return low, high
+    return bounds(point["value"], point["ci"])

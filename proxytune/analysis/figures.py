@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from proxytune.analysis.canvas import COLOURS, FAINT, HALO, NAMES, Panel, png
+from proxytune.analysis.canvas import COLOURS, FAINT, HALO, NAMES, Panel, bounds, png
 from proxytune.analysis.tables import gap_line, spoken_measures
 from proxytune.evaluation.summary import MEASURES, better
 
@@ -54,7 +54,7 @@ def _dots(axes: Axes, rows: list[Row], measure: str) -> None:
     for y, row in enumerate(rows):
         if row[measure] is None:
             continue
-        value, (low, high) = row[measure], _bounds(row, measure)
+        value, (low, high) = row[measure], bounds(row[measure], row[f"{measure}_ci"])
         colour = COLOURS[row["system"]]
         axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
         axes.plot([value], [y], "o", color=colour, markersize=7, markeredgecolor="white")
@@ -82,9 +82,3 @@ def _title(summary: Summary, measure: str) -> str:
         return "loss in nats per token, lower is better"
     direction = "higher" if better(measure, summary["rows"][0]["metric_name"]) > 0 else "lower"
     return f"{spoken_measures(summary)['metric']}, {direction} is better"
-
-
-def _bounds(row: Row, measure: str) -> tuple[float, float]:
-    """A row's interval; the value itself where an end is unknown."""
-    low, high = (row[measure] if bound is None else bound for bound in row[f"{measure}_ci"])
-    return low, high

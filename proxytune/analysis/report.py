@@ -20,11 +20,11 @@ from proxytune.analysis.generations import Generations, packed
 from proxytune.analysis.tables import CHOSEN_HERE, gap_line
 from proxytune.analysis.token_tables import NAMES as FIGURES
 from proxytune.analysis.token_tables import band, spelled, value
+from proxytune.analysis.token_tables import figures as cells
 from proxytune.evaluation.summary import spoken
 
 PAGE = Path(__file__).parent / "page"
 MOVERS = 12  # promoted and demoted tokens in the page; tokens.json has more
-FORMS = {"changed": ".1%", "gain": "+.3f", "kl": ".2f", "base_agrees": ".1%"}
 Summary = Mapping[str, Any]
 
 
@@ -163,7 +163,7 @@ def _tokens(tokens: Summary) -> str:
         f"{value(whole['gain'], '+.3f')} in probability. Intervals are over replies."
     )
     titles = ["kind of token", "tokens", *FIGURES.values()]
-    kinds = [(one["class"], _figures(one), "") for one in tokens["by_class"]]
+    kinds = [(one["class"], cells(one), "") for one in tokens["by_class"]]
     tests = [
         (
             f"{one['of']} minus {one['against']}",
@@ -172,7 +172,7 @@ def _tokens(tokens: Summary) -> str:
         )
         for one in tokens["differences"]
     ]
-    bands = [(band(one), _figures(one), "") for one in tokens["by_position"]]
+    bands = [(band(one), cells(one), "") for one in tokens["by_position"]]
     parts = [_paragraphs([opening]), _pictures(token_figures.panels(tokens))]
     parts.append(_table("By kind of token", titles, kinds))
     if tests:
@@ -273,10 +273,6 @@ def _framed(about: str, heads: str, rows: str) -> str:
 
 def _paragraphs(lines: Sequence[str]) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
-
-
-def _figures(one: Mapping[str, Any]) -> list[str]:
-    return [f"{one['tokens']:,}", *(value(one[figure], form) for figure, form in FORMS.items())]
 
 
 def _alphas(summary: Summary) -> int:

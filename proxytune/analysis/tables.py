@@ -22,7 +22,7 @@ from proxytune.evaluation.summary import spoken
 STYLES = {"base": "bright_black", "expert": "yellow", "steered": "cyan", "tuned": "green"}
 PLAIN_WIDTH = 120
 PANEL_WIDTH = 36  # panels narrower than this read better one below the other
-BEST = "<- best"
+BEST = "best"
 CHOSEN_HERE = "Alpha was chosen on these very rows: on others expect a little less."
 
 Summary = Mapping[str, Any]
@@ -48,14 +48,14 @@ def sweep(summary: Summary) -> RenderableType:
 
 def measures(summary: Summary) -> RenderableType:
     """Every measure of a benchmark for each system: over how many rows, how many outputs could not be parsed."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = tight()
     for name in ("system", "alpha", "measure", "over", "unparsed", f"value [{100 * summary['level']:g}%]"):
         table.add_column(name, justify="left" if name in ("system", "measure") else "right")
     for row in summary["rows"]:
         alpha = "-" if row["alpha"] is None else f"{row['alpha']:g}"
         for name, one in row["measures"].items():
             told = (row["system"], alpha, spoken(name), f"{one['over']:g}", str(row.get("unparsed", "-")))
-            table.add_row(*map(Text, told), Text(_with_interval(one["value"], one["ci"])), style=STYLES[row["system"]])
+            table.add_row(*map(Text, told), Text(with_interval(one["value"], one["ci"])), style=STYLES[row["system"]])
     return table
 
 
@@ -101,19 +101,25 @@ def markdown(summary: Summary) -> str:
 
 def gap_line(summary: Summary) -> str:
     """How much of the way from base to tuned was gone, and where that cannot be said; empty without a tuned base."""
-    told = []
-    for name, spoken_name in spoken_measures(summary).items():
-        gap = summary["gap_closed"].get(name)
-        if gap:
-            note = ", unstable: base and tuned cannot be told apart" if gap["unstable"] else ""
-            told.append(f"{spoken_name} {_with_interval(gap['value'], gap['ci'], '.0%')}{note}")
+    gaps = summary["gap_closed"]
+    told = [gap_told(spoken_name, gaps[name]) for name, spoken_name in spoken_measures(summary).items() if name in gaps]
     return f"Gap to tuned closed: {'; '.join(told)}." if told else ""
+
+
+def gap_told(measure: str, gap: Mapping[str, Any]) -> str:
+    note = ", unstable: base and tuned cannot be told apart" if gap["unstable"] else ""
+    return f"{measure} {with_interval(gap['value'], gap['ci'], '.0%')}{note}"
 
 
 def spoken_measures(summary: Summary) -> dict[str, str]:
     """What loss and metric are called before people, as far as they were measured."""
     names = {"loss": "loss", "metric": spoken(summary["rows"][0]["metric_name"]) or "metric"}
     return {name: told for name, told in names.items() if any(row[name] is not None for row in summary["rows"])}
+
+
+def tight(**how: Any) -> Table:
+    """A table whose usual rows fit 100 columns."""
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), **how)
 
 
 def visible(text: str) -> str:
@@ -126,10 +132,11 @@ def visible(text: str) -> str:
 def _page(summary: Summary, best: float | None) -> RenderableType:
     rows = summary["rows"]
     title = f"{summary['task']} on {summary['family']}: {summary['split']} rows, expert {summary['expert']}"
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = tight(title=Text(title, style="bold"), title_justify="left")
     table.add_column(Text("system"))
     for name in _titles(summary)[1:]:
-        table.add_column(Text(name), justify="right")
+        two_lines = name.replace(" [", "\n[").replace(" vs ", "\nvs ")
+        table.add_column(Text(two_lines), justify="right")
     if best is not None:
         table.add_column("", no_wrap=True)
     for row in rows:
@@ -166,7 +173,7 @@ def _cells(row: Mapping[str, Any], summary: Summary) -> list[str]:
         known = row["system"] != "base" and row[name] is not None and base.get(name) is not None
         changes.append(f"{row[name] - base[name]:+.3f}" if known else "-")
     alpha = "-" if row["alpha"] is None else f"{row['alpha']:g}"
-    measured = [_with_interval(row[name], row[f"{name}_ci"]) for name in spoken_measures(summary)]
+    measured = [with_interval(row[name], row[f"{name}_ci"]) for name in spoken_measures(summary)]
     return [row["system"], alpha, f"{row['n']}", *measured, *changes]
 
 
@@ -175,10 +182,12 @@ def _lines(summary: Summary) -> list[str]:
     lines = []
     for one in summary["differences"]:
         told = [
-            f"{spoken_name} {_with_interval(one[name], one[f'{name}_ci'], '+.3f')}"
+            f"{spoken_name} {with_interval(one[name], one[f'{name}_ci'], '+.3f')}"
             for name, spoken_name in spoken_measures(summary).items()
             if one[name] is not None
         ]
+        if one.get("mcnemar") is not None:  # of a benchmark whose rows are right or wrong
+            told.append(f"McNemar p = {one['mcnemar']:.3g}")
         lines.append(f"{one['of']} - {one['against']}: {', '.join(told)}")
     lines += [gap_line(summary)] if summary["gap_closed"] else []
     return [*lines, *summary.get("notes", [])]
@@ -188,7 +197,8 @@ def _is_best(row: Mapping[str, Any], best: float | None) -> bool:
     return best is not None and row["alpha"] == best
 
 
-def _with_interval(value: float | None, bounds: list[float | None] | None, form: str = ".3f") -> str:
+def with_interval(value: float | None, bounds: list[float | None] | None, form: str = ".3f") -> str:
+    """A value, and in brackets where it may lie."""
     if value is None:
         return "-"
     low, high = ("?" if bound is None else format(bound, form) for bound in bounds or (None, None))

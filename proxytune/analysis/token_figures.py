@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from proxytune.analysis.canvas import DOWN, FAINT, UP, Panel, png
+from proxytune.analysis.canvas import DOWN, FAINT, UP, Panel, bounds, png
 from proxytune.analysis.token_tables import band, overall, spelled
 
 SHOWN, LONGEST = 8, 14  # tokens in a picture, and characters of one
@@ -110,5 +110,4 @@ def _short(token: str) -> str:
 
 
 def _bounds(one: Mapping[str, Any]) -> tuple[float, float]:
-    low, high = (one["value"] if bound is None else bound for bound in one["ci"])
-    return low, high
+    return bounds(one["value"], one["ci"])

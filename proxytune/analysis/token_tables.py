@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from proxytune.analysis.tables import visible
+from proxytune.analysis.tables import tight, visible, with_interval
 
 TOLD = 12  # promoted and demoted tokens in the terminal; the file has more
 SPACES = {" ": "␣", "\n": "⏎", "\t": "⇥"}
@@ -20,6 +20,9 @@ NAMES = {
     "kl": "KL from base, nats",
     "base_agrees": "base's likeliest too",
 }
+FORMS = {"changed": ".1%", "gain": "+.3f", "kl": ".2f", "base_agrees": ".1%"}
+HEADING = 13  # characters in a line of a column's title
+NARROW = FORMS | {"changed": ".0%", "base_agrees": ".0%"}  # so that a table fits 100 columns
 Summary = Mapping[str, Any]
 
 
@@ -30,11 +33,10 @@ def tokens(summary: Summary) -> RenderableType:
         f"{summary['expert']}: {summary['tokens']:,} tokens of {summary['replies']:,} replies"
     )
     parts: list[RenderableType] = [Text(title, style="bold"), Text(overall(summary))]
-    parts.append(
-        _table(["kind of token", "tokens", *NAMES.values()], [_line(one, one["class"]) for one in summary["by_class"]])
-    )
+    kinds = [[one["class"], *figures(one, NARROW)] for one in summary["by_class"]]
+    parts.append(_table(["kind", "tokens", *NAMES.values()], kinds))
     parts += [Text(line) for line in differences(summary)]
-    bands = [_line(one, band(one)) for one in summary["by_position"]]
+    bands = [[band(one), *figures(one, NARROW)] for one in summary["by_position"]]
     parts.append(_table(["position", "tokens", *NAMES.values()], bands))
     parts += [movers(summary, name) for name in ("promoted", "demoted")]
     return Group(*parts)
@@ -85,22 +87,19 @@ def spelled(token: str) -> str:
 
 
 def value(one: Mapping[str, Any], form: str = ".3f") -> str:
-    if one["value"] is None:
-        return "-"
-    low, high = ("?" if bound is None else format(bound, form) for bound in one["ci"])
-    return f"{one['value']:{form}} [{low}, {high}]"
+    return with_interval(one["value"], one["ci"], form)
 
 
-def _line(one: Mapping[str, Any], name: str) -> list[str]:
-    forms = {"changed": ".1%", "gain": "+.3f", "kl": ".2f", "base_agrees": ".1%"}
-    return [name, f"{one['tokens']:,}", *(value(one[figure], form) for figure, form in forms.items())]
+def figures(one: Mapping[str, Any], forms: Mapping[str, str] = FORMS) -> list[str]:
+    """The cells of a group of tokens."""
+    return [f"{one['tokens']:,}", *(value(one[figure], form) for figure, form in forms.items())]
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] | None = None) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = tight()
     for title in titles:
         number = title != titles[0] if right is None else title in right
-        table.add_column(Text(title), justify="right" if number else "left")
+        table.add_column(Text(textwrap.fill(title, HEADING)), justify="right" if number else "left")
     for row in rows:
         table.add_row(*map(Text, row))
     return table

@@ -8,6 +8,7 @@ weights is among those that draft.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict, deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -127,17 +128,25 @@ class Stats:
 
 
 class Clock:
-    """Times of the models' reads, by what was read. On a GPU only every 16th round is timed: it waits for each read."""
+    """Times of the models' reads, by what was read: `costs` are seconds by width, for each roles and size of batch.
+
+    A GPU has to be waited for, so its reads are timed in every 16th round, and where the planner wants to know
+    (`asked`); the first of a kind is not, which loads its kernels.
+    """
 
     def __init__(self, stats: Stats):
         self.stats = stats
-        self.costs: dict[tuple[tuple[str, ...], int], dict[int, deque[float]]] = {}
+        self.asked = False
+        self.seen: dict[tuple[tuple[str, ...], int, int], deque[float]] = {}
+        self.costs: dict[tuple[tuple[str, ...], int], dict[int, float]] = defaultdict(dict)
 
     @contextmanager
     def reading(self, part: Sequence[Term], rows: int, width: int) -> Generator[None]:
-        device = part[0].source.device
+        device, roles, size = part[0].source.device, tuple(term.role for term in part), rows.bit_length()
         waits = device.type == "cuda"
-        if waits and self.stats.rounds % 16:
+        first = (roles, size, width) not in self.seen
+        seen = self.seen.setdefault((roles, size, width), deque(maxlen=9))
+        if waits and (first or (self.stats.rounds % 16 and not self.asked)):
             yield
             return
         if waits:
@@ -146,28 +155,21 @@ class Clock:
         yield
         if waits:
             torch.cuda.synchronize(device)
-        seconds = perf_counter() - began
-        roles = tuple(term.role for term in part)
+        seen.append(perf_counter() - began)
         self.stats.forwards["+".join(roles)] += 1
-        self.stats.seconds["+".join(roles)] += seconds
-        times = self.costs.setdefault((roles, rows.bit_length()), {})
-        times.setdefault(width, deque(maxlen=9)).append(seconds)
+        self.stats.seconds["+".join(roles)] += seen[-1]
+        self.costs[roles, size][width] = median(seen)
 
     def cost(self, roles: tuple[str, ...], rows: int, width: int) -> float | None:
-        """Seconds of such a read: measured, or on the line through the measured widths around it."""
-        times = self.costs.get((roles, rows.bit_length()))
-        if not times:
-            return None
-        known = sorted((w, median(seen)) for w, seen in times.items())
-        exact = dict(known).get(width)
-        if exact is not None or len(known) == 1:
-            return exact if exact is not None else known[0][1]
-        below = max((p for p in known if p[0] < width), default=known[0])
-        above = min((p for p in known if p[0] > below[0] and p != below), default=known[-1])
-        if above[0] <= below[0]:
-            below = known[-2]
-        slope = (above[1] - below[1]) / (above[0] - below[0])
-        return max(below[1] + slope * (width - below[0]), 0.1 * below[1])
+        """Seconds of such a read: measured, or on the line through the measured widths beside it."""
+        known = self.costs[roles, rows.bit_length()]
+        if width in known or len(known) < 2:
+            return known.get(width, next(iter(known.values()), None))
+        widths = sorted(known)
+        at = min(max(bisect(widths, width), 1), len(widths) - 1)
+        low, high = widths[at - 1], widths[at]
+        slope = (known[high] - known[low]) / (high - low)
+        return max(known[low] + slope * (width - low), 0.1 * known[low])
 
 
 class Planner:
@@ -185,10 +187,12 @@ class Planner:
             return self.fixed
         self.round += 1
         rates = {count: self._rate(count, rows) for count in range(MOST + 1)}
-        if None in rates.values():  # some read was never timed with about so many rows
+        untimed, again = None in rates.values(), self.round % AGAIN == 0
+        self.clock.asked = untimed or again
+        if untimed:  # some read, with about so many rows
             return PROBE if self.round % 2 else 0
         best = max(rates, key=lambda count: rates[count] or 0.0)
-        if self.round % AGAIN == 0:  # what was not done for long is timed anew
+        if again:  # what was not done for long is timed anew
             return 0 if best else PROBE
         return best
 

@@ -10,7 +10,7 @@ requests that wait take the free places, so no row waits for the longest.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from proxytune.decoding import drafting
 from proxytune.decoding.drafting import Clock, Drafter, Planner, Stats
-from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.mixture import Mixture, Term
 from proxytune.decoding.request import Reply, Request, fitted
 from proxytune.decoding.round import Round
 from proxytune.errors import ModelError
@@ -55,21 +55,17 @@ class Rows:
     def admit(self, new: Sequence[Row], budget: int) -> None:
         """Read the prompts of new rows, each distinct prompt once, at most `budget` ids in a forward."""
         self.stale = True
-        first, distinct, repeats = len(self.each), {}, []
-        ordered: list[Row] = []
+        alike: dict[tuple, list[Row]] = defaultdict(list)
         for row in new:
-            key = tuple(tuple(row.request.prompts[term.role]) for term in self.mixture.terms)
-            if key in distinct:
-                repeats.append((row, distinct[key]))
-            else:
-                distinct[key] = first + len(ordered)
-                ordered.append(row)
-        self._fill(ordered, first, budget)
-        self.each += ordered
-        for row, source in repeats:
-            for stream in self.streams:
-                stream.copy(source, len(self.each))
-            self.each.append(row)
+            alike[tuple(tuple(row.request.prompts[term.role]) for term in self.mixture.terms)].append(row)
+        first, distinct = len(self.each), [rows[0] for rows in alike.values()]
+        self._fill(distinct, first, budget)
+        self.each += distinct
+        for place, rows in enumerate(alike.values(), first):
+            for row in rows[1:]:
+                for stream in self.streams:
+                    stream.copy(place, len(self.each))
+                self.each.append(row)
 
     def _fill(self, new: Sequence[Row], first: int, budget: int) -> None:
         """All ids of each prompt but the last, which the row's first round reads."""
@@ -106,7 +102,10 @@ class Rows:
             torch.tensor([[request.alphas[i]] for request in each], dtype=torch.float64, device=self.device)
             for i in range(len(self.mixture.pairs))
         ]
-        self.first = {term: torch.tensor([len(r.prompts[term.role]) - 1 for r in each]) for term in self.mixture.terms}
+        self.ends = [
+            torch.tensor([[len(request.prompts[term.role]) - 1 for term in group] for request in each])
+            for group in self.mixture.groups
+        ]
         self.banned_RV = None
         if any(request.limits.banned for request in each):
             self.banned_RV = torch.zeros(len(each), self.mixture.vocabulary.size, dtype=torch.bool, device=self.device)
@@ -123,17 +122,25 @@ class Rows:
         """Where each row stands now: what it read, and the token it said last."""
         if self.stale:
             self._gather()
-        counts_R = torch.tensor([len(row.reply.token_ids) for row in self.each])
-        self.counts_R1 = counts_R.to(self.device)[:, None]
-        last = [row.reply.token_ids[-1] if row.reply.token_ids else None for row in self.each]
-        self.starts, self.pending = {}, {}
-        for term in self.mixture.terms:
-            ids = [
-                token if token is not None else row.request.prompts[term.role][-1]
-                for row, token in zip(self.each, last, strict=True)
-            ]
-            self.pending[term] = torch.tensor(ids, device=self.device)[:, None]
-            self.starts[term] = self.first[term] + counts_R
+        counts_R1 = torch.tensor([[len(row.reply.token_ids)] for row in self.each])
+        self.counts_R1 = counts_R1.to(self.device)
+        self.starts = [ends_RM + counts_R1 for ends_RM in self.ends]  # on the CPU, for each group
+        self.pending = [
+            torch.tensor([self._pending(row, group) for row in self.each], device=self.device)
+            for group in self.mixture.groups
+        ]
+
+    @property
+    def furthest(self) -> int:
+        """The largest position that any model reads next."""
+        return max(int(starts_RM.max()) for starts_RM in self.starts)
+
+    @staticmethod
+    def _pending(row: Row, group: Sequence[Term]) -> list[int]:
+        """The id that each term of a group reads next: the one said last, or the end of the term's own prompt."""
+        if row.reply.token_ids:
+            return [row.reply.token_ids[-1]] * len(group)
+        return [row.request.prompts[term.role][-1] for term in group]
 
     def texts(self) -> list[list[int]]:
         """The base's prompt and the reply so far of every row."""
@@ -252,8 +259,7 @@ class Engine(Queue):
         rows = len(self.rows.each)
         count = min(self.planner.next(rows), max(row.left for row in self.rows.each) - 1)
         if self.longest is not None:
-            room = self.longest - max(int(starts.max()) for starts in self.rows.starts.values()) - 1
-            count = min(count, room)
+            count = min(count, self.longest - self.rows.furthest - 1)
         round = Round(self.rows, self.clock)
         said, kept = round.run(self.drafter, count)
         self.planner.learn(count, kept)

@@ -6,7 +6,8 @@ known, and marked. A certified token is the one that the loop with a local base 
 
 The anti stands in for the base while drafting, so the caches, the drafts and the rules of choice are the loop's own.
 Where the server gives prompt scores one call verifies a whole draft. A round asks for all its rows at once and reads
-the last position of the small models meanwhile; it lasts as long as its slowest call.
+the last position of the small models meanwhile (before, where their scores say which ids to ask for as well); it lasts
+as long as its slowest call.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.pushed import Pusher
 from proxytune.decoding.request import Reply, Request
 from proxytune.decoding.round import Round
-from proxytune.decoding.verdicts import Verdicts, prefix
+from proxytune.decoding.verdicts import Verdicts, likely, own, prefix
 from proxytune.errors import ModelError, SettingsError
 from proxytune.models.probe import Abilities
 from proxytune.models.remote import RemoteBase
 from proxytune.models.replies import Query, Told
 from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary
+
+BESIDE = 64  # ids asked for beside the best ones at each position, where tokens are sampled and a server tells both
 
 
 @dataclass
@@ -95,6 +98,7 @@ class RemoteEngine(Queue):
         self.drafter, self.clock = Chain(self.small.terms, self.small.pairs), Clock(Stats())
         self.top = min(base.settings.top, abilities.top)
         self.drafts = base.settings.draft_tokens if abilities.prompt_scores else 0
+        self.beside = min(BESIDE, abilities.chosen // (self.drafts + 1)) if abilities.chosen_inside else 0
         self.counts = Counts()
         self.fault: Exception | None = None
         self.pusher = Pusher(base, tokenizer, vocabulary.size) if base.settings.mode == "bias" else None
@@ -167,7 +171,7 @@ class RemoteEngine(Queue):
         self.counts.rounds += 1
         left = max(row.left for row in self.rows.each)
         if self.longest is not None:
-            left = min(left, self.longest - max(int(starts.max()) for starts in self.rows.starts.values()))
+            left = min(left, self.longest - self.rows.furthest)
         round = Round(self.rows, self.clock)
         self._draft(round, min(self.drafts, left - 1))
         outcomes = await self._ask(round)
@@ -192,16 +196,20 @@ class RemoteEngine(Queue):
         positions = round.drafted_RK.shape[1] + 1
         if self.pusher:
             return await self._push(round, self.pusher)
-        asked = asyncio.gather(
-            *(self._call(row, Query(prefix(round, i, positions - 1), self.top, positions=positions))
-              for i, row in enumerate(self.rows.each)),
-            return_exceptions=True,
-        )  # fmt: skip
 
         @torch.inference_mode()
         def read() -> None:
             round.extend(self.small.terms, positions)
 
+        async def first(i: int, row: Row) -> list[Told]:
+            ids, each = prefix(round, i, positions - 1), likely(round, i, positions, self.beside)
+            beside = tuple(dict.fromkeys(k for ids in each for k in ids))
+            told = await self._call(row, Query(ids, self.top, positions=positions, beside=beside))
+            return [own(one, ids) for one, ids in zip(told, each, strict=True)]
+
+        if self.beside:  # what to ask for is known only then
+            await asyncio.to_thread(read)
+        asked = asyncio.gather(*(first(i, row) for i, row in enumerate(self.rows.each)), return_exceptions=True)
         try:
             await asyncio.to_thread(read)
         except BaseException:

@@ -22,6 +22,7 @@ from torch import Tensor
 from proxytune.decoding.mixture import Mixture, Prompts
 from proxytune.decoding.scoring import Given, scored
 from proxytune.decoding.served import Served
+from proxytune.models.probe import WOBBLE
 from proxytune.models.replies import Query, Told
 from proxytune.models.source import Term
 from proxytune.steering import candidates
@@ -61,8 +62,12 @@ class Weigher:
 
     @property
     def able(self) -> bool:
-        """Whether losses may be had at all: whole lists, or long ones where one call has all positions of a reply."""
-        return self.abilities.top >= min(self.size, FIRST if self.abilities.prompt_scores else self.size)
+        """Whether losses may be had at all: whole lists, or long ones where one call has all positions of a reply.
+
+        Not where the server's own scores change by more than `WOBBLE`.
+        """
+        long = self.abilities.top >= min(self.size, FIRST if self.abilities.prompt_scores else self.size)
+        return long and self.abilities.tolerance <= 2 * WOBBLE
 
     def losses(self, rows: Sequence[Given], alphas: Sequence[Sequence[float]]) -> Iterator[tuple[int, Weight]]:
         """Yield (place, what that row weighs); nothing more is asked once a row's loss cannot be told.

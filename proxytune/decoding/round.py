@@ -52,15 +52,16 @@ class Round:
         return self.scores[term].shape[1] if term in self.scores else 0
 
     def _read(self, number: int, group: Sequence[Term], part: Sequence[Term], positions: int) -> tuple[Tensor, ...]:
-        have = self._have(part[0])
-        ids = []
-        for term in part:
-            pending_R1 = self.rows.pending[term]
-            ids.append(torch.cat([pending_R1, self.drafted_RK[:, : positions - 1]], dim=1)[:, have:])
-        starts_RM = torch.stack([self.rows.starts[term] + have for term in part], dim=1)
-        member = None if len(part) == len(group) else group.index(part[0])
+        """The scores of `part`, all of a group or one of it, from those it has up to `positions`."""
+        have, member = self._have(part[0]), None if len(part) == len(group) else group.index(part[0])
+        starts_RM, pending_RM = self.rows.starts[number] + have, self.rows.pending[number]
+        if member is not None:
+            starts_RM, pending_RM = starts_RM[:, member, None], pending_RM[:, member, None]
+        ids_RMQ = self.drafted_RK[:, None, max(have - 1, 0) : positions - 1].expand(-1, len(part), -1)
+        if have == 0:
+            ids_RMQ = torch.cat([pending_RM[:, :, None], ids_RMQ], dim=2)
         with self.clock.reading(part, len(starts_RM), positions - have):
-            return self.rows.streams[number].read(torch.stack(ids, dim=1), starts_RM, member=member).unbind(1)
+            return self.rows.streams[number].read(ids_RMQ, starts_RM, member=member).unbind(1)
 
     def draft(self, tokens_RK: Tensor) -> None:
         self.drafted_RK = torch.cat([self.drafted_RK, tokens_RK], dim=1)

@@ -31,7 +31,9 @@ def fits(mixture: Mixture, prompts: Prompts, completion: Sequence[int]) -> bool:
     return longest is None or max(len(prompts[t.role]) for t in mixture.terms) + len(completion) - 1 <= longest
 
 
-def _refuse_long(mixture: Mixture, prompts: Prompts, completion: Sequence[int]) -> None:
+def _refuse_unfit(mixture: Mixture, prompts: Prompts, completion: Sequence[int]) -> None:
+    if not completion or not all(prompts[term.role] for term in mixture.terms):
+        raise DataError("a prompt or its reply has no tokens", "give each at least one")
     if not fits(mixture, prompts, completion):
         size = max(len(prompts[term.role]) for term in mixture.terms) + len(completion)
         what = f"a prompt and its reply have {size} tokens and the models read {mixture.longest}"
@@ -55,10 +57,10 @@ def losses(
 def scored(mixture: Mixture, rows: Sequence[Given]) -> list[dict[Term, Tensor]]:
     """The terms' scores (T, V) of each row, at every position of its reply; one forward a source.
 
-    Raises DataError for a row that is longer than a model's context.
+    Raises DataError for a row that is longer than a model's context, or has nothing to read or to score.
     """
     for row in rows:
-        _refuse_long(mixture, row.prompts, row.completion)
+        _refuse_unfit(mixture, row.prompts, row.completion)
     scores: dict[Term, list[Tensor]] = {}
     device = mixture.base.source.device
     for group in mixture.groups:
@@ -74,7 +76,7 @@ def choices(
     mixture: Mixture, prompts: Prompts, completions: Sequence[Sequence[int]], alphas: Sequence[Sequence[float]]
 ) -> list[list[float]]:
     """What `losses` gives for several replies to one prompt, which every model reads once."""
-    _refuse_long(mixture, prompts, max(completions, key=len))
+    _refuse_unfit(mixture, prompts, max(completions, key=len))
     rows, width = len(completions), max(map(len, completions))
     device = mixture.base.source.device
     scores: dict[Term, Tensor] = {}

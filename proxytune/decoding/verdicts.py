@@ -18,6 +18,7 @@ from proxytune.decoding.round import Round
 from proxytune.models.probe import Abilities
 from proxytune.models.replies import Query, Told
 from proxytune.steering import candidates
+from proxytune.steering.arithmetic import steer
 from proxytune.steering.candidates import Decision
 from proxytune.steering.choice import gumbel
 
@@ -52,6 +53,33 @@ class Question:
         first = min(self.steps)
         for position, step in self.steps.items():
             self.verdicts.ahead[position] = (step, told[position - first])
+
+
+@torch.inference_mode()
+def likely(round: Round, i: int, positions: int, count: int) -> list[tuple[int, ...]]:
+    """At each position of row `i` the `count` ids that pull and noise favour most: where best scores leave them out,
+    they are in the certificate's way.
+
+    None for greedy choices, which seldom need them, and with top-p, where the mass of all tokens is in the way.
+    """
+    request = round.rows.each[i].request
+    sampling = request.sampling
+    if not (count and sampling.temperature and sampling.top_p == 1):
+        return [()] * positions
+    scores = {term: scores_RQV[i, :positions] for term, scores_RQV in round.scores.items()}
+    differences = list(zip(round.mixture.differences(scores), request.alphas, strict=True))
+    pull_QV = steer(torch.zeros_like(differences[0][0]), differences) / sampling.temperature
+    said_Q = round.rows.counts_R1[i] + torch.arange(positions, device=pull_QV.device)
+    pull_QV += gumbel(torch.full_like(said_Q, sampling.seed), said_Q, pull_QV.shape[-1])
+    return [tuple(ids) for ids in pull_QV.topk(min(count, pull_QV.shape[-1])).indices.tolist()]
+
+
+def own(told: Told, beside: Sequence[int]) -> Told:
+    """Of what was told of a position its best scores, and the ids asked for because of this very position."""
+    if not beside:
+        return told
+    kept = {i: s for i, s in zip(told.ids, told.scores, strict=True) if s >= told.floor or i in beside}
+    return Told([*kept], [*kept.values()], told.floor, told.said)
 
 
 class Verdicts:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from proxytune.errors import DataError
-from proxytune.evaluation.intervals import LEVEL, SAMPLES, Estimate, Interval, Measured, pooled
-from proxytune.evaluation.summary import SCORES, SYSTEMS, better, spoken
+from proxytune.evaluation.intervals import LEVEL, SAMPLES, Estimate, Interval, Measured, gap_closed, pooled
+from proxytune.evaluation.summary import SCORES, SYSTEMS, better, spoken, told_gap
 from proxytune.files import read_json, read_jsonl
 
 SUMMARY = "summary.json"
@@ -29,12 +29,16 @@ Rows = Mapping[str, tuple[float, float]]  # of each row id (value, weight)
 
 @dataclass(frozen=True)
 class Run:
-    """What one run found. rows: of each system (steered at the chosen alpha) and measure; digests: of each row."""
+    """What one run found. rows: of each system (steered at the chosen alpha) and measure; digests: of each row.
+
+    unparsed: of each system how many outputs could not be read, where the benchmark tells that.
+    """
 
     path: Path
     summary: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Rows]]
     digests: Mapping[str, str]
+    unparsed: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Group:
             found.append(Measured(ids, pair_N2[:, 0], pair_N2[:, 1]))
         return found
 
+    def unparsed(self, system: str) -> int | None:
+        """In all runs together."""
+        told = [run.unparsed.get(system) for run in self.runs]
+        return None if None in told else sum(count or 0 for count in told)
+
     def values(self, system: str, measure: str) -> list[float]:
         """The measure in each run."""
         sums = [np.sum(list(run.rows[system][measure].values()), axis=0) for run in self.runs]
@@ -89,11 +98,14 @@ def read(path: Path) -> Run:
                 name: dict(zip(line["ids"], zip(columns["values"], columns["weights"], strict=True), strict=True))
                 for name, columns in line["measures"].items()
             }
-    return Run(folder, summary, rows, digests)
+    shown = [row for row in summary["rows"] if row["alpha"] in (None, summary["chosen"])]
+    unparsed = {row["system"]: row["unparsed"] for row in shown if "unparsed" in row}
+    return Run(folder, summary, rows, digests, unparsed)
 
 
 def compare(groups: Sequence[Group], level: float = LEVEL, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Lines (one for each group, system and measure) and differences, each with intervals and, in words, a verdict.
+    """Lines (one for each group, system and measure), differences and the gaps closed, all with intervals; of each
+    difference, in words, a verdict.
 
     In a group steered is held against its base and its expert; steered of each further group against that of the first.
     Raises DataError where the groups measured other things.
@@ -119,8 +131,16 @@ def compare(groups: Sequence[Group], level: float = LEVEL, samples: int = SAMPLE
         differences += [_difference(*pair, name, level, samples, seed) for name in _measures([group, groups[0]])]
     differences = [one for one in differences if one]
     ((task, split),) = told
-    words = [_verdict(one, level) for one in differences]
-    return {"task": task, "split": split, "lines": lines, "differences": differences, "verdicts": words, "level": level}
+    gaps = [_gap(group, measure, level, samples, seed) for group in groups for measure in _measures([group])]
+    return {
+        "task": task,
+        "split": split,
+        "lines": lines,
+        "differences": differences,
+        "verdicts": [_verdict(one, level) for one in differences],
+        "gaps_closed": [one for one in gaps if one],
+        "level": level,
+    }
 
 
 def refuse_other_rows(runs: Sequence[Run]) -> None:
@@ -163,6 +183,7 @@ def _line(group: Group, system: str, measure: str, interval: Interval) -> dict[s
         "alphas": group.alphas if system == "steered" else [],
         "runs": len(group.runs),
         "rows": len(group.ids(system, measure)),
+        "unparsed": group.unparsed(system),
         "measure": measure,
         "value": interval.value,
         "ci": [interval.low, interval.high],
@@ -202,6 +223,20 @@ def _difference(
         "excludes_zero": interval.excludes_zero,
         "mcnemar": mcnemar(list(first[0].values), list(second[0].values)) if common and single else None,
     }
+
+
+def _gap(group: Group, measure: str, level: float, samples: int, seed: int) -> dict[str, Any]:
+    """How much of the way from base to tuned a group went. Empty where one of them was not measured."""
+    systems = ("base", "steered", "tuned")
+    ids = group.ids("steered", measure)
+    if not ids or not all(group.ids(system, measure) for system in systems):
+        return {}
+    measured = {system: group.measured(system, measure, ids) for system in systems}
+    if not all(sum(one.weights.sum() for one in each) > 0 for each in measured.values()):
+        return {}
+    found = pooled(measured, samples, seed)
+    gap = gap_closed(found["base"], found["steered"], found["tuned"], level)
+    return {"run": group.name, "measure": measure, **told_gap(gap)}
 
 
 def _verdict(one: Mapping[str, Any], level: float) -> str:

@@ -365,7 +365,7 @@ def perform(parts: list, token: bytes, say: int) -> None:
             module["__builtins__"] = inside
             for watch in watchers:
                 watch(None)
-            run(compiled(part, "<program>", "exec"), module)
+            run(compiled(part, "<program>", "exec", 0, True), module)  # no future statement of this file
     except anything:
         traceback.print_exc()
         say, token = 2, b""

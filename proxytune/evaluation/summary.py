@@ -31,6 +31,7 @@ from proxytune.evaluation.intervals import (
     LEVEL,
     SAMPLES,
     Estimate,
+    Gap,
     Interval,
     Measured,
     bootstrap,
@@ -262,9 +263,12 @@ def _gaps(estimates: Mapping[Key, Estimate], alpha: float | None, level: float) 
         base, tuned = estimates.get(("base", None, name)), estimates.get(("tuned", None, name))
         steered = estimates.get(("steered", alpha, name))
         if base and steered and tuned:
-            gap = gap_closed(base, steered, tuned, level)
-            gaps[name] = {"value": _number(gap.share.value), "ci": _bounds(gap.share), "unstable": gap.unstable}
+            gaps[name] = told_gap(gap_closed(base, steered, tuned, level))
     return gaps
+
+
+def told_gap(gap: Gap) -> dict[str, Any]:
+    return {"value": _number(gap.share.value), "ci": _bounds(gap.share), "unstable": gap.unstable}
 
 
 def _judgement(difference: dict[str, Any], metric_name: str) -> tuple[tuple[str, str], ...]:

@@ -58,6 +58,8 @@ def read(registry: Registry, source: Path, name: str | None = None) -> Expert:
     with opened as file:
         raw = _manifest(file, where)
         manifest = intake.read_manifest(raw, where)
+        if there := intake.taken_before(registry, manifest, raw, name):
+            return there
         intake.check_room(manifest, registry.root)
         with registry.staging() as folder:
             taken = intake.Intake(folder, manifest, where)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from proxytune.errors import SettingsError, did_you_mean
 from proxytune.settings import Method
@@ -36,7 +38,7 @@ def configure(
                 f"unknown key method.{key}: TRL's {kind.__name__} has no such field",
                 did_you_mean(key, known | set(Method.model_fields)),
             )
-    given = {key: value for key, value in (defaults or {}).items() if key in known} | given
+    given = _typed(kind, {key: value for key, value in (defaults or {}).items() if key in known} | given)
     best = bool(given.get("load_best_model_at_end") or method.early_stopping_patience)
     fields = _machine(seed) | _when(given, best, evaluate) | given
     if best and fields["eval_strategy"] == "no":
@@ -48,6 +50,17 @@ def configure(
         return kind(output_dir=str(output), **fields)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"method: {error}", f"see TRL's {kind.__name__} for the fields and their values") from error
+
+
+def _typed(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the types that TRL declares: it checks few itself, and torch fails at the others far from here."""
+    types, found = get_type_hints(kind), {}
+    for key, value in given.items():
+        try:
+            found[key] = TypeAdapter(types[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        except ValidationError as error:
+            raise SettingsError(f"method.{key}={value!r}: {error.errors()[0]['msg']}") from error
+    return found
 
 
 def _machine(seed: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from proxytune.experts import intake
 from proxytune.experts.card import card
 from proxytune.experts.manifest import FILENAME, Manifest
 from proxytune.experts.registry import Expert, Registry, check_name
-from proxytune.tasks.hub import answers
+from proxytune.models.online import answers
 
 CARD = "README.md"
 KEPT = (".gitattributes",)  # the hub's own
@@ -76,6 +76,8 @@ def pull(registry: Registry, repo: str, revision: str | None = None, name: str |
         raw = Path(api.hf_hub_download(repo, FILENAME, revision=commit)).read_bytes()
         manifest = intake.read_manifest(raw, where)
         _check_sizes(manifest, sizes, where)
+        if there := intake.taken_before(registry, manifest, raw, name):
+            return there
         intake.check_room(manifest, registry.root)
         with registry.staging() as folder:
             taken = intake.Intake(folder, manifest, where)

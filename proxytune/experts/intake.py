@@ -6,6 +6,7 @@ everything is written into a staging folder first.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from proxytune import files
 from proxytune.errors import RegistryError, StorageError
 from proxytune.experts.manifest import FILENAME, Manifest, Origin
+from proxytune.experts.registry import Expert, Registry
 
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".md", ".model")  # .model: a SentencePiece vocabulary
 MANIFEST_BYTES = 16 << 20
@@ -100,6 +102,18 @@ def check_room(manifest: Manifest, root: Path) -> None:
         raise StorageError(
             f"{manifest.name} takes {needed / 1e9:,.1f} GB and {there} has less", "free some, or use another --outputs"
         )
+
+
+def taken_before(registry: Registry, manifest: Manifest, raw: bytes, name: str | None) -> Expert | None:
+    """The version that this very expert is here already, so that taking it again, as after a kill, makes no second."""
+    digest = hashlib.sha256(raw).hexdigest()
+    for version in reversed(registry.versions(name or manifest.name)):
+        with contextlib.suppress(RegistryError):  # one that is damaged does not count
+            expert = registry.resolve(f"{name or manifest.name}@v{version}")
+            if expert.manifest.origins and expert.manifest.origins[-1].manifest == digest:
+                registry.verify(expert)
+                return registry.settle(expert)
+    return None
 
 
 def arrived(manifest: Manifest, raw: bytes, source: str, revision: str | None, name: str | None) -> Manifest:

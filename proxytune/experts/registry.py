@@ -1,8 +1,8 @@
 """The registry of experts: folders and JSON, readable with any tool, safe with several writers.
 
     <root>/<name>/v<N>/             a published model's files and its manifest.json
-    <root>/<name>/aliases.json      {"best": 3, ...}; `latest` is computed, never stored
-    <root>/<name>/counter.json      {"last": 3}: the highest number ever given
+    <root>/<name>/aliases.json      {"best": 3, ...} and a checksum; `latest` is computed, never stored
+    <root>/<name>/counter.json      {"last": 3} and a checksum: the highest number ever given
     <root>/.staging/<writer>/       what is being written or deleted; not read by anyone
 
 A version appears, and goes, by one rename, and every JSON file is replaced whole. So readers take no lock and never see
@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from proxytune import files
-from proxytune.errors import RegistryError, did_you_mean
+from proxytune.errors import RegistryError, StorageError, did_you_mean
 from proxytune.experts.manifest import FILENAME, NAME, Manifest, seal
 
 ALIASES, COUNTER = "aliases.json", "counter.json"
@@ -52,8 +52,8 @@ def check_name(name: str) -> str:
 
 
 def check_tag(tag: str) -> str:
-    if tag == "latest" or re.fullmatch(r"v[0-9]+", tag) or not _TAG.fullmatch(tag):
-        hint = "use a-z, 0-9 and '-', first a letter; not latest, not v<number>"
+    if tag in ("latest", files.CHECK) or re.fullmatch(r"v[0-9]+", tag) or not _TAG.fullmatch(tag):
+        hint = f"use a-z, 0-9 and '-', first a letter; not latest, not {files.CHECK}, not v<number>"
         raise RegistryError(f"{tag!r} cannot be a tag", hint)
     return tag
 
@@ -238,18 +238,30 @@ class Registry:
     def _counted(self, name: str) -> int:
         """The highest number ever given, but for one whose writer was killed just then: that one's folder is there."""
         counter = self.root / name / COUNTER
-        return files.read_json(counter)["last"] if counter.exists() else 0
+        return _numbers(counter, "remove it: versions are counted from the newest there is").get("last", 0)
 
     def _count(self, name: str, version: int) -> None:
         if version > self._counted(name):
-            files.write_json(self.root / name / COUNTER, {"last": version})
+            files.write_json(self.root / name / COUNTER, {"last": version}, checked=True)
 
     def _aliases(self, name: str) -> dict[str, int]:
-        path = self.root / name / ALIASES
-        return files.read_json(path) if path.exists() else {}
+        return _numbers(self.root / name / ALIASES, "remove it and tag again what it named")
 
     def _write_aliases(self, name: str, aliases: dict[str, int]) -> None:
-        files.write_json(self.root / name / ALIASES, dict(sorted(aliases.items())))
+        files.write_json(self.root / name / ALIASES, dict(sorted(aliases.items())), checked=True)
+
+
+def _numbers(path: Path, hint: str) -> dict[str, int]:
+    """What aliases and counter hold; {} where there is no such file yet. RegistryError names one that is damaged."""
+    try:
+        found = files.read_json(path)
+    except FileNotFoundError:
+        return {}
+    except StorageError as error:
+        raise RegistryError(error.what, hint) from error
+    if not isinstance(found, dict) or not all(isinstance(number, int) for number in found.values()):
+        raise RegistryError(f"{path} is damaged: it does not hold numbers by name", hint)
+    return found
 
 
 def _check(expert: Expert, read: bool) -> None:

@@ -68,13 +68,7 @@ class Start:
 
 def check_peft(peft: Peft) -> None:
     """SettingsError where qlora cannot run."""
-    if peft.name != "qlora":
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise SettingsError("peft=qlora needs a CUDA GPU, and there is none here", "take peft=lora, or a smaller model")
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if peft.name == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
         raise SettingsError("peft=qlora needs bitsandbytes, which is not installed", "pip install bitsandbytes")
 
 

@@ -97,7 +97,7 @@ def run(
         "resumed_from": checkpoint.name if checkpoint else None,
         **({"too_long": counts} if counts else {}),
     }
-    write_json(job.work / "figures.json", figures)
+    write_json(job.work / "figures.json", figures, checked=True)
     mark(finished, job.work / "finished.json")
     return finished, figures
 
@@ -158,11 +158,11 @@ def _save(trainer, job: Job, finished: Path) -> None:
     if not ranks.is_main():
         return
     remove_folder(finished / "ref")  # the frozen adapter of DPO
-    if job.peft.name != "none" and job.start.kind(job.peft) == "full":
-        merged = load_model(ModelRef(model=str(job.start.folder)), "auto", adapter=finished)
-        remove_folder(finished)
-        merged.save_pretrained(finished)
-        job.tokenizer.save_pretrained(str(finished))  # the trainer had saved it beside the adapter
+    if job.start.kind(job.peft) == "full":
+        if job.peft.name != "none":
+            _write_again(load_model(ModelRef(model=str(job.start.folder)), "auto", adapter=finished), job, finished)
+        elif trainer.is_fsdp_enabled:  # it writes a head that is tied to the embedding as a matrix of its own
+            _write_again(load_model(ModelRef(model=str(finished), device="cpu")), job, finished)
     for leftover in ("training_args.bin", "README.md"):
         (finished / leftover).unlink(missing_ok=True)
     path = finished / "adapter_config.json"
@@ -170,6 +170,13 @@ def _save(trainer, job: Job, finished: Path) -> None:
         ref = job.start.ref
         config = json.loads(path.read_text("utf-8"))
         write_json(path, config | {"base_model_name_or_path": ref.model, "revision": ref.revision})
+
+
+def _write_again(model, job: Job, folder: Path) -> None:
+    """One plain model in place of what the trainer had written."""
+    remove_folder(folder)
+    model.save_pretrained(folder)
+    job.tokenizer.save_pretrained(str(folder))
 
 
 def _figures(trainer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from proxytune.models.replies import BadReply, Query, Told, checked, named
+from proxytune.models.replies import NEVER, BadReply, Query, Spoilt, Told, checked, named
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class Dialect:
     """One kind of server. body: the request of a query; read: its answer, as one Told a position, checked.
 
     most_top, most_chosen: limits of the protocol (None: none but the vocabulary; 0: cannot be asked). chosen_inside:
-    chosen ids may be asked inside prompts too. penalise, bias: request fields that penalise repetition, favour an id
-    (temperature is called so by all of them). tokenize: path, body for a text, and where the ids are in the answer.
-    unbounded: ids that the server may have left out whatever they score.
+    chosen ids may be asked inside prompts too, and beside best ones; chosen_apart: not while best ones are asked for.
+    penalise, bias: request fields that penalise repetition, favour an id (temperature is called so by all of them).
+    tokenize: path, body for a text, and where the ids are in the answer. unbounded: ids that the server may have left
+    out whatever they score.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Dialect:
     most_chosen: int | None = 0
     prompt_scores: bool = False
     chosen_inside: bool = False
+    chosen_apart: bool = False
     tokenize: tuple[str, Callable[[str, str | None], dict[str, Any]], str] | None = None
     unbounded: tuple[int, ...] = ()
 
@@ -101,7 +103,9 @@ def _vllm_read(reply: dict[str, Any], query: Query) -> list[Told]:
     if said not in last or last[said] != choice["logprobs"]["token_logprobs"][0]:
         raise BadReply("the server gave two scores for the token it chose")
     if query.chosen:
-        return [named(query, last, said)]
+        return [named(query.chosen, last, said)]
+    if len(last) < query.top and all(score <= NEVER for i, score in last.items() if i != said):
+        raise Spoilt("the server left the best scores out, as vLLM does beside a request for chosen ids")
     before = []
     if query.positions > 1:
         listed = choice["prompt_logprobs"]
@@ -136,22 +140,30 @@ def _sglang_body(query: Query, model: str | None) -> dict[str, Any]:
     body |= {"sampling_params": neutral | dict(query.extra)}
     body |= {"return_logprob": True, "top_logprobs_num": 0 if query.chosen else query.top}
     body |= {"logprob_start_len": len(query.ids) - query.positions if query.positions > 1 else -1}
-    return body | {"token_ids_logprob": list(query.chosen) or None, "return_text_in_logprobs": False}
+    return body | {"token_ids_logprob": list(query.chosen or query.beside) or None, "return_text_in_logprobs": False}
 
 
 def _sglang_read(reply: dict[str, Any], query: Query) -> list[Told]:
     meta = reply["meta_info"]
     said = meta["output_token_logprobs"][0][1]
-    kind = "token_ids_logprobs" if query.chosen else "top_logprobs"
-    positions = [meta[f"output_{kind}"][0]]
-    if query.positions > 1:
-        listed = meta[f"input_{kind}"]
-        if len(listed) != query.positions:
-            raise BadReply(f"asked for {query.positions} prompt positions, the server gave {len(listed)}")
-        positions = [*listed[1:], *positions]  # each entry is what predicted its own token; the first has none
+
+    def listed(kind: str) -> list[list[list[Any]]]:
+        if query.positions == 1:
+            return [meta[f"output_{kind}"][0]]
+        before = meta[f"input_{kind}"]
+        if len(before) != query.positions:
+            raise BadReply(f"asked for {query.positions} prompt positions, the server gave {len(before)}")
+        return [*before[1:], meta[f"output_{kind}"][0]]  # each is what predicted its own token; the first has none
+
+    def by_id(ids: tuple[int, ...]) -> list[Told]:
+        return [named(ids, {entry[1]: entry[0] for entry in each}, said) for each in listed("token_ids_logprobs")]
+
     if query.chosen:
-        return [named(query, {entry[1]: entry[0] for entry in entries}, said) for entries in positions]
-    return [checked([(entry[1], entry[0]) for entry in entries], query.top, said=said) for entries in positions]
+        return by_id(query.chosen)
+    best = [checked([(entry[1], entry[0]) for entry in each], query.top, said=said) for each in listed("top_logprobs")]
+    if not query.beside:
+        return best
+    return [told.merge(more) for told, more in zip(best, by_id(query.beside), strict=True)]
 
 
 # llama.cpp, /completion
@@ -222,6 +234,7 @@ _VLLM = Dialect(
     bias=lambda i: {"logit_bias": {str(i): 100.0}},
     most_chosen=128,
     prompt_scores=True,
+    chosen_apart=True,  # vLLM 0.32 leaves the best ones out for every request that it answers in one batch with such
     tokenize=(
         "/tokenize",
         lambda text, model: {"model": model, "prompt": text, "add_special_tokens": False},

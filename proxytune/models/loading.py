@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import torch
 
 from proxytune.errors import ModelError, out_of_memory
 from proxytune.files import resource
+from proxytune.models import online
 from proxytune.models.quiet import quiet
 from proxytune.settings import ModelRef
 
 EMBEDDED = "embedded:"
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # a warning of transformers; we refuse such prompts
 
 
 def locate(ref: ModelRef) -> str:
@@ -24,7 +27,10 @@ def locate(ref: ModelRef) -> str:
         if not folder.is_dir():
             raise ModelError(f"there is no embedded model {ref.model!r}", "known: embedded:small, embedded:base")
         return str(folder)
-    return str(Path(ref.model).expanduser()) if Path(ref.model).expanduser().is_dir() else ref.model
+    if (folder := Path(ref.model).expanduser()).is_dir():
+        return str(folder)
+    online.settle()
+    return ref.model
 
 
 def load_tokenizer(ref: ModelRef):
@@ -33,7 +39,10 @@ def load_tokenizer(ref: ModelRef):
 
     with _told(ref):
         # said, not left open: where nothing is said, transformers asks at a terminal whether to run the model's code
-        return AutoTokenizer.from_pretrained(locate(ref), revision=ref.revision, trust_remote_code=False, **_file(ref))
+        named = {"revision": ref.revision, "trust_remote_code": False, **_file(ref)}
+        found: Any = AutoTokenizer.from_pretrained(locate(ref), **named)
+    found.deprecation_warnings[TOO_LONG] = True
+    return found
 
 
 def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
@@ -75,6 +84,7 @@ def _quantised(ref: ModelRef, device: str) -> dict[str, Any]:
     if ref.gguf_file:
         told |= {"quantization_config": GgufConfig(dequantize=True)}
     if ref.quantization:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of casts in each layer of every forward
         config = BitsAndBytesConfig(
             load_in_8bit=ref.quantization == "8bit",
             load_in_4bit=ref.quantization == "4bit",

@@ -13,13 +13,15 @@ import json
 import os
 import random
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from proxytune.errors import ModelError, SettingsError
 from proxytune.models.dialects import Dialect
-from proxytune.models.replies import BadReply, Query, Told
+from proxytune.models.replies import BadReply, Query, Spoilt, Told
 from proxytune.settings import Remote
 
 if TYPE_CHECKING:
@@ -52,6 +54,27 @@ class Spent:
     retries: int = 0
 
 
+class Turns:
+    """Requests of one kind at a time, any number of them."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Condition()
+        self.kind, self.count = False, 0
+
+    @asynccontextmanager
+    async def of(self, kind: bool) -> AsyncGenerator[None]:
+        async with self.changed:
+            await self.changed.wait_for(lambda: not self.count or self.kind == kind)
+            self.kind, self.count = kind, self.count + 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+            if not self.count:
+                async with self.changed:
+                    self.changed.notify_all()
+
+
 class RemoteBase:
     """Asks one server in its dialect. Use as `async with`: connections live as long as the block, in one event loop.
 
@@ -67,6 +90,7 @@ class RemoteBase:
     async def __aenter__(self) -> RemoteBase:
         if not self.users:
             self.client, self.places = self._client(), asyncio.Semaphore(self.settings.in_flight)
+            self.turns = Turns()
         self.users += 1
         return self
 
@@ -82,13 +106,22 @@ class RemoteBase:
         where there is no answer.
         """
         body = self.dialect.body(query, self.settings.model)
-        entries = (len(query.chosen) or query.top + 2) * (len(query.ids) if query.positions > 1 else 1)
+        entries = len(query.chosen) or query.top + 2 + len(query.beside)
+        entries *= len(query.ids) if query.positions > 1 else 1
         most = SPARE_BYTES + ENTRY_BYTES * entries + 64 * len(query.ids)
-        reply = await self.send("POST", self.dialect.path, body, tokens=len(query.ids) + 1, most=most)
-        try:
-            return self.dialect.parse(reply, query, self.settings.model)
-        except BadReply as bad:
-            raise BadReply(f"{self.settings.url}: {self._safe(bad.what)}", "nothing was made of its answer") from None
+        for attempt in range(self.settings.retries + 1):
+            async with self.turns.of(bool(query.chosen) and self.dialect.chosen_apart):
+                reply = await self.send("POST", self.dialect.path, body, tokens=len(query.ids) + 1, most=most)
+            try:
+                return self.dialect.parse(reply, query, self.settings.model)
+            except BadReply as error:
+                bad = error
+            if not isinstance(bad, Spoilt):
+                break
+            if attempt < self.settings.retries:
+                self.spent.retries += 1
+                await asyncio.sleep(self._pause(attempt, 0))
+        raise BadReply(f"{self.settings.url}: {self._safe(bad.what)}", "nothing was made of its answer")
 
     async def send(self, method: str, path: str, body: Any = None, *, tokens: int = 0, most: int = SPARE_BYTES) -> Any:
         """The JSON that the server answers with; `most` bytes of it at most."""

@@ -22,17 +22,23 @@ class BadReply(ModelError):
     """A server's answer that cannot be believed."""
 
 
+class Spoilt(BadReply):
+    """An answer that was mixed up with another request's; the next one may be whole."""
+
+
 @dataclass(frozen=True)
 class Query:
     """Ask what follows each of the last `positions` of `ids`: the `top` best tokens, or those in `chosen`.
 
-    extra: fields that replace those of the request's body, to find out what a server makes of them.
+    beside: ids that are asked for as well as the best ones, where a server tells both. extra: fields that replace those
+    of the request's body, to find out what a server makes of them.
     """
 
     ids: tuple[int, ...]
     top: int
     chosen: tuple[int, ...] = ()
     positions: int = 1
+    beside: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -53,7 +59,10 @@ class Told:
         known = {i: score for i, score in zip(self.ids, self.scores, strict=True) if i >= 0}
         fresh = [(i, s) for i, s in zip(other.ids, other.scores, strict=True) if i >= 0 and i not in known]
         return Told(
-            [*self.ids, *(i for i, _ in fresh)], [*self.scores, *(s for _, s in fresh)], min(self.floor, other.floor)
+            [*self.ids, *(i for i, _ in fresh)],
+            [*self.scores, *(s for _, s in fresh)],
+            min(self.floor, other.floor),
+            self.said,
         )
 
 
@@ -72,12 +81,12 @@ def checked(pairs: Sequence[tuple[Any, Any]], count: int, *, said: int | None = 
     return _told(pairs, max(min(floor, 0.0), NEVER), said)
 
 
-def named(query: Query, scores: Mapping[Any, Any], said: int | None = None) -> Told:
+def named(ids: Sequence[int], scores: Mapping[Any, Any], said: int | None = None) -> Told:
     """The ids that were asked for by name, out of what a server gave; they tell nothing of others."""
-    missing = [i for i in query.chosen if i not in scores]
+    missing = [i for i in ids if i not in scores]
     if missing:
         raise BadReply(f"asked for the score of id {missing[0]}, the server left it out")
-    pairs = [(i, scores[i]) for i in dict.fromkeys(query.chosen)]
+    pairs = [(i, scores[i]) for i in dict.fromkeys(ids)]
     _believe(pairs)
     return _told(pairs, 0.0, said)
 

@@ -24,16 +24,15 @@ class Slots(Cache):
         super().__init__(layers=[])
         self.rows, self.length = rows, length
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.places: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def aim(self, rows: slice, starts_N: Tensor, width: int) -> int:
         """Read `width` ids of these sequences from their starts (on the CPU) on; returns the number of slots in use."""
         low, high = int(starts_N.min()), int(starts_N.max())
         used = high + width
-        if rows.stop > self.rows or used > self.length:
-            length = self.length if used <= self.length else max(used, self.length * 3 // 2)
-            count = self.rows if rows.stop <= self.rows else max(rows.stop, self.rows * 3 // 2)
-            self._enlarge(count, length)
+        self._fit(rows.stop, used)
         self.at = (rows, low if low == high else starts_N[:, None] + torch.arange(width), used)
+        self.places.clear()
         return used
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
@@ -47,15 +46,20 @@ class Slots(Cache):
             if isinstance(positions, int):
                 view[:, :, positions:used] = states
             else:
-                positions_NQ = positions.to(states.device)
-                view[torch.arange(len(view), device=states.device)[:, None], :, positions_NQ] = states.transpose(1, 2)
+                sequences_N1, positions_NQ = self._places(positions, states.device)
+                view[sequences_N1, :, positions_NQ] = states.transpose(1, 2)
             seen.append(view[:, :, :used])
         return tuple(seen)
 
+    def _places(self, positions_NQ: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Indices of what is written, on this device: sent once a read, not by each layer, since a GPU waits for it."""
+        if device not in self.places:
+            self.places[device] = torch.arange(len(positions_NQ), device=device)[:, None], positions_NQ.to(device)
+        return self.places[device]
+
     @torch.inference_mode()
     def copy(self, rows: slice, to: slice) -> None:
-        if to.stop > self.rows:
-            self._enlarge(to.stop, self.length)
+        self._fit(to.stop, self.length)
         for pair in self.kept.values():
             for room in pair:
                 room[to] = room[rows]
@@ -67,8 +71,12 @@ class Slots(Cache):
         shape = (self.rows, states.shape[1], self.length, states.shape[3])
         return torch.zeros(shape, dtype=states.dtype, device=states.device)
 
-    def _enlarge(self, rows: int, length: int) -> None:
-        self.rows, self.length = rows, length
+    def _fit(self, rows: int, length: int) -> None:
+        """Make room for so many rows and slots, and some more, where there is less."""
+        if rows <= self.rows and length <= self.length:
+            return
+        self.rows = self.rows if rows <= self.rows else max(rows, self.rows * 3 // 2)
+        self.length = self.length if length <= self.length else max(length, self.length * 3 // 2)
         for layer, (keys, values) in self.kept.items():
             self.kept[layer] = (self._larger(keys), self._larger(values))
 

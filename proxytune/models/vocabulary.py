@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from proxytune.errors import TrioError
@@ -29,11 +31,12 @@ class Vocabulary:
 
     def mask(self, scores: Tensor) -> Tensor:
         """Scores (..., V) with foreign ids at -inf, so that they are never said. Applied after the equation."""
-        if not self.foreign:
-            return scores
-        scores = scores.clone()
-        scores[..., list(self.foreign)] = -float("inf")
-        return scores
+        return scores.index_fill(-1, _index(self.foreign, scores.device), -torch.inf) if self.foreign else scores
+
+
+@lru_cache(maxsize=8)  # made once: a GPU would wait for it at every step
+def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(ids, device=device)
 
 
 def shared(vocabularies: Mapping[str, tuple[Mapping[str, int], int]]) -> Vocabulary:

@@ -104,12 +104,17 @@ class Writer:
 
 @dataclass
 class Envelope:
-    """What is the same in every part of one answer, and the count of its tokens."""
+    """What is the same in every part of one answer, and the count of its tokens.
+
+    certified, calls: as in `Update`; None where the base is here.
+    """
 
     body: Completion | Chat
     prompt_tokens: int
     steering: list[dict[str, Any]]
     completion_tokens: int = 0
+    certified: int | None = None
+    calls: int = 0
 
     def __post_init__(self):
         chat = isinstance(self.body, Chat)
@@ -122,6 +127,20 @@ class Envelope:
             ("chat.completion", "chat.completion.chunk") if chat else ("text_completion", "text_completion")
         )
 
+    def count(self, update: Update) -> None:
+        self.completion_tokens += len(update.token_ids)
+        self.calls += update.calls
+        if update.certified is not None:
+            self.certified = (self.certified or 0) + update.certified
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """Beside the usage: what is certain of an answer whose base is behind an API."""
+        if self.certified is None:
+            return {}
+        told = {"tokens": self.completion_tokens, "certified": self.certified, "calls": self.calls}
+        return {"proxytune": told}
+
     @property
     def usage(self) -> dict[str, int]:
         return {
@@ -131,7 +150,9 @@ class Envelope:
         }
 
     def whole(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self.head, "object": self.kind, "choices": choices, "usage": self.usage, "steering": self.steering}
+        told = {"choices": choices, "usage": self.usage, "steering": self.steering}
+        return {**self.head, "object": self.kind, **told, **self.certificate}
 
-    def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> dict[str, Any]:
-        return {**self.head, "object": self.part, "choices": choices, **({"usage": usage} if usage else {})}
+    def chunk(self, choices: list[dict[str, Any]], told: dict[str, Any] | None = None) -> dict[str, Any]:
+        """told: beside the choices, in the last chunk."""
+        return {**self.head, "object": self.part, "choices": choices, **(told or {})}

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
 from proxytune.decoding.engine import Engine
-from proxytune.decoding.remote import Waiting
+from proxytune.decoding.remote import CertifiedReply, Waiting
 from proxytune.decoding.request import Reply, Request, TokenLogprobs
 from proxytune.decoding.streaming import Pieces
 
@@ -31,12 +31,15 @@ class Closed(Exception):
 class Update:
     """What a reply gained: final text, and its new ids with their log-probabilities where asked for.
 
-    finish_reason as in `Reply`; error ends a reply that could not be written.
+    certified, calls: of the new ids, with a base behind an API, those that are certified, and the questions that they
+    took. finish_reason as in `Reply`; error ends a reply that could not be written.
     """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
+    certified: int | None = None
+    calls: int = 0
     finish_reason: str | None = None
     error: Exception | None = None
 
@@ -57,6 +60,7 @@ class Job:
     ended: bool = False
     pieces: Pieces | None = None
     given: int = 0
+    calls: int = 0
 
     def gain(self, reply: Reply) -> Update | None:
         """What the reply gained since the last call; None where nobody wants to know yet."""
@@ -65,7 +69,11 @@ class Job:
         assert self.pieces is not None
         given, self.given = self.given, len(reply.token_ids)
         new, told = tuple(reply.token_ids[given:]), tuple(reply.logprobs[given:])
-        return Update(self.pieces.next(reply), new, told, reply.finish_reason)
+        certified, calls = None, 0
+        if isinstance(reply, CertifiedReply):
+            certified = sum(reply.certified[given:])
+            calls, self.calls = reply.calls - self.calls, reply.calls
+        return Update(self.pieces.next(reply), new, told, certified, calls, reply.finish_reason)
 
 
 class Loop:

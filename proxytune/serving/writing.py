@@ -73,7 +73,7 @@ class Server:
         """Pass the gains on, and count them; what was refused before its first token is no generation."""
         try:
             async for place, update in gains:
-                envelope.completion_tokens += len(update.token_ids)
+                envelope.count(update)
                 yield place, update
         finally:
             await gains.aclose()
@@ -150,7 +150,7 @@ async def stream(
             yield chunk(envelope, writers, place, update)
         options = envelope.body.stream_options
         if options and options.include_usage:
-            yield event(envelope.chunk([], envelope.usage))
+            yield event(envelope.chunk([], {"usage": envelope.usage, **envelope.certificate}))
         yield b"data: [DONE]\n\n"
     except Refused as error:
         yield event(error.body())
@@ -159,7 +159,8 @@ async def stream(
 
 
 def chunk(envelope: Envelope, writers: Sequence[Writer], place: int, update: Update) -> bytes:
-    return event(envelope.chunk([writers[place].choice(update, delta=True)]))
+    told = envelope.certificate if update.last else None  # of all choices so far
+    return event(envelope.chunk([writers[place].choice(update, delta=True)], told))
 
 
 def event(value: Any) -> bytes:

@@ -101,8 +101,13 @@ def load(kind: type[S], values: Mapping[str, Any]) -> S:
         if first["type"] == "extra_forbidden":
             parent, _, key = where.rpartition(".")
             raise SettingsError(f"unknown key {where}", did_you_mean(key, _keys(kind, parent))) from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{where}={first['input']!r}: {message}" if where else message) from None
+        if first["type"] == "missing":
+            raise SettingsError(f"{where} is missing") from None
+        message, section = first["msg"].removeprefix("Value error, "), isinstance(first["input"], Mapping)
+        if not where or (section and first["type"] == "value_error"):  # it names the keys of a section itself
+            raise SettingsError(message) from None
+        given = "" if section else f"={first['input']!r}"
+        raise SettingsError(f"{where}{given}: {message}") from None
 
 
 def _keys(kind: type[BaseModel], parent: str) -> list[str]:

@@ -21,7 +21,8 @@ class ModelRef(Section):
     """A model on the hub or in a folder; `embedded:small` and `embedded:base` are the shipped ones.
 
     gguf_file: the weights of that GGUF file among the model's, dequantised. quantization: 8bit or 4bit by bitsandbytes
-    while loading. device: as torch names it, or `auto` to spread a model over several GPUs; None is the best there is.
+    while loading; in 8 bits a row's scores depend on the rows beside it. device: as torch names it, or `auto` to spread
+    a model over several GPUs; None is the best there is.
     """
 
     model: str
@@ -29,6 +30,12 @@ class ModelRef(Section):
     gguf_file: str | None = None
     quantization: Literal["8bit", "4bit"] | None = None
     device: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        """A name alone is a model."""
+        return {"model": given} if isinstance(given, str) else given
 
 
 class Family(Section):

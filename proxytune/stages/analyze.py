@@ -26,6 +26,8 @@ from proxytune.tracking.progress import track
 
 TOKENS = "tokens.json"  # in the run's folder, and in that of the run that was looked at
 CLASSES = {"math": "math", "code": "code", "gsm8k": "math", "humaneval": "code", "ds1000": "code"}  # else text
+# what is asked of the analysis; all else is the run's
+OWN = "run replies system classes top min_uses bootstrap_samples score_batch_size tracker threads command".split()
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def run(settings: Analyze) -> dict[str, Any]:
             "commit": record.code_version()["commit"] or "",
         }
         for folder in dict.fromkeys([tracked.folder, *([of.folder] if of else [])]):
-            write_json(folder / TOKENS, summary)
+            write_json(folder / TOKENS, summary, checked=True)
         tables.console().print(token_tables.tokens(summary))
         for name, picture in token_figures.save(summary, tracked.folder).items():
             tracked.image(name, picture)
@@ -76,19 +78,7 @@ def run(settings: Analyze) -> dict[str, Any]:
 
 def _as_in(of: Past, settings: Analyze) -> Analyze:
     """The run's settings, and of these what is asked of the analysis."""
-    own = {
-        "replies",
-        "run",
-        "system",
-        "classes",
-        "top",
-        "min_uses",
-        "score_batch_size",
-        "tracker",
-        "threads",
-        "command",
-    }
-    kept = {name: getattr(settings, name) for name in own | {"bootstrap_samples"}}
+    kept = {name: getattr(settings, name) for name in OWN}
     if settings.alpha is not None:
         kept["alpha"] = settings.alpha
     if settings.base_model is not None:  # a run with a base behind an API needs one that is here

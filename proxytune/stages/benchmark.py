@@ -30,14 +30,14 @@ from proxytune.evaluation.compare import mcnemar
 from proxytune.evaluation.points import Point
 from proxytune.evaluation.system import System
 from proxytune.experts.registry import Expert, Registry
-from proxytune.files import write_json, write_jsonl
+from proxytune.files import write_checked, write_json
 from proxytune.models.prompts import plain_text, text_of
 from proxytune.settings import Evaluate
 from proxytune.stages import evaluate
 from proxytune.stages import trio as trios
 from proxytune.stages.evaluate import Alphas, Found, Records
-from proxytune.stages.start import start, warn
-from proxytune.tasks import catalog, sources
+from proxytune.stages.start import dataset, start, warn
+from proxytune.tasks import catalog
 from proxytune.tasks import rows as forms
 
 Key = tuple[str, float | None]
@@ -60,7 +60,8 @@ def run(settings: Evaluate) -> Found:
         )
         found = _summarise(settings, expert, work, records, alpha, tracked.folder)
         tables.console().print(tables.evaluation(found.summary))
-        tables.console().print(tables.measures(found.summary))
+        if any(len(row["measures"]) > 1 or "unparsed" in row for row in found.summary["rows"]):
+            tables.console().print(tables.measures(found.summary))
         if found.summary["differences"]:
             picture = tracked.folder / "comparison.png"
             figures.comparison(found.summary, picture)
@@ -97,7 +98,7 @@ def _replies(settings: Evaluate) -> list[Question]:
     """Held-out replies: of a file with prompts and completions (HumanEval's solutions too), else the task's own."""
     chosen, task = settings.benchmark, catalog.get(settings.task.name)
     if chosen is None or chosen.rows is None:
-        data = sources.load(settings.data, task, settings.family, settings.outputs / "cache")
+        data = dataset(settings)
         warn(data)
         held = data.held(settings.split)
     else:
@@ -139,7 +140,7 @@ def _summarise(settings: Evaluate, expert: Expert, work: Work, records: Records,
         pair = (scored["steered", summary["chosen"]], scored[one["against"], None])
         one["mcnemar"] = mcnemar(*(list(system.columns(system.names[0])[0]) for system in pair))
     path = folder / "summary.json"
-    write_json(path, summary)
+    write_json(path, summary, checked=True)
     too_long = max(one.counts.get("too_long", 0) for one in scored.values())
     if too_long:
         print(f"proxytune: {too_long} outputs are empty: their prompts do not fit into a model", file=sys.stderr)
@@ -157,9 +158,9 @@ def _detail(scored: Scored, samples: int, seed: int) -> dict[str, Any]:
 
 
 def _keep_rows(scored: Mapping[Key, Scored], folder: Path) -> None:
-    write_jsonl(folder / summaries.SCORES, [one.told(*key) for key, one in scored.items()])
+    write_checked(folder / summaries.SCORES, [one.told(*key) for key, one in scored.items()])
     for (system, alpha), one in scored.items():
-        write_jsonl(summaries.rows_file(folder, system, alpha), one.records)
+        write_checked(summaries.rows_file(folder, system, alpha), one.records)
 
 
 def _remember(settings: Evaluate, expert: Expert, summary: Mapping[str, Any]) -> None:

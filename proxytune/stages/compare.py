@@ -65,7 +65,7 @@ def keep(groups: Sequence[compare.Group], found: Found, tracker: Tracker, output
     with record.start(tracker, outputs, config=config, **described) as tracked:
         write_json(tracked.folder / "comparison.json", found)
         tracked.table("comparison", titles(found["level"]), [cells(line) for line in found["lines"]])
-        tracked.table("differences", ["difference"], [[line] for line in differences(found)])
+        tracked.table("differences", ["difference"], [[line] for line in below(found)])
         for line in found["lines"]:
             tracked.summary({f"{line['run']}/{line['system']}/{line['measure']}": line["value"]})
         for one in found["differences"]:
@@ -76,7 +76,17 @@ def keep(groups: Sequence[compare.Group], found: Found, tracker: Tracker, output
 
 
 def titles(level: float) -> list[str]:
-    return ["run", "system", "alpha", "runs", "rows", "measure", f"value [{100 * level:g}%]", "range of runs"]
+    return [
+        "run",
+        "system",
+        "alpha",
+        "runs",
+        "rows",
+        "unparsed",
+        "measure",
+        f"value [{100 * level:g}%]",
+        "range of runs",
+    ]
 
 
 def cells(line: Mapping[str, Any]) -> list[str]:
@@ -85,18 +95,22 @@ def cells(line: Mapping[str, Any]) -> list[str]:
     low, high = line["ci"]
     spread = f"{line['range'][0]:.3f} to {line['range'][1]:.3f}" if line["runs"] > 1 else "-"
     value = f"{line['value']:.3f} [{low:.3f}, {high:.3f}]"
-    counts = (str(line["runs"]), str(line["rows"]))
+    unparsed = "-" if line["unparsed"] is None else str(line["unparsed"])
+    counts = (str(line["runs"]), str(line["rows"]), unparsed)
     return [line["run"], line["system"], alphas, *counts, spoken(line["measure"]), value, spread]
 
 
-def differences(found: Found) -> list[str]:
-    """A line for each difference: how large, and McNemar's p where rows are right or wrong."""
+def below(found: Found) -> list[str]:
+    """A line for each difference: how large, and McNemar's p where rows are right or wrong; then the gaps closed."""
+    from proxytune.analysis import tables
+
     told = []
     for one, verdict in zip(found["differences"], found["verdicts"], strict=True):
         low, high = one["ci"]
         exact = "" if one["mcnemar"] is None else f", McNemar p = {one['mcnemar']:.3g}"
         told.append(f"{one['value']:+.3f} [{low:+.3f}, {high:+.3f}]{exact}: {verdict}")
-    return told
+    gaps = [(gap["run"], tables.gap_told(spoken(gap["measure"]), gap)) for gap in found["gaps_closed"]]
+    return told + [f"Gap to tuned closed by steered of {run}: {gap}." for run, gap in gaps]
 
 
 def terminal(found: Found) -> str:
@@ -109,25 +123,26 @@ def terminal(found: Found) -> str:
     table = Table(title=Text(f"{found['task']}, {found['split']} rows", style="bold"), title_justify="left")
     table.box, table.pad_edge = box.SIMPLE_HEAD, False
     for name in titles(found["level"]):
-        table.add_column(Text(name), justify="left" if name in ("run", "system", "measure") else "right")
+        two_lines = name.replace(" [", "\n[").replace(" of ", "\nof ")
+        table.add_column(Text(two_lines), justify="left" if name in ("run", "system", "measure") else "right")
     for line in found["lines"]:
         table.add_row(*map(Text, cells(line)), style=tables.STYLES[line["system"]])
     console = tables.console(sys.stdout)
     with console.capture() as captured:
-        console.print(table, *map(Text, differences(found)), sep="\n")
+        console.print(table, *map(Text, below(found)), sep="\n")
     return captured.get()
 
 
 def markdown(found: Found) -> str:
-    lines = [titles(found["level"]), ["---"] * 8, *map(cells, found["lines"])]
+    lines = [titles(found["level"]), ["---"] * len(titles(found["level"])), *map(cells, found["lines"])]
     table = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([*table, "", *(f"- {line}" for line in differences(found)), ""])
+    return "\n".join([*table, "", *(f"- {line}" for line in below(found)), ""])
 
 
 def comma_separated(found: Found) -> str:
-    """Numbers in full; differences are lines of their own, named by `against`."""
-    names = ["run", "system", "against_run", "against_system", "measure", "alphas", "runs", "rows", "value", "low"]
-    names += ["high", "mcnemar"]
+    """Numbers in full; differences are lines of their own, named by `against`, and so are gaps closed, as a system."""
+    names = ["run", "system", "against_run", "against_system", "measure", "alphas", "runs", "rows", "unparsed", "value"]
+    names += ["low", "high", "mcnemar"]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -137,6 +152,8 @@ def comma_separated(found: Found) -> str:
     for one in found["differences"]:
         sides = {f"against_{key}": value for key, value in one["against"].items()} | one["of"]
         writer.writerow({**one, **sides, "rows": one["paired_rows"], "low": one["ci"][0], "high": one["ci"][1]})
+    for gap in found["gaps_closed"]:
+        writer.writerow({**gap, "system": "gap closed", "low": gap["ci"][0], "high": gap["ci"][1]})
     return text.getvalue()
 
 

@@ -181,6 +181,9 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[Prompt]:
         raise DataError(
             f"{'the prompt' if prompt is not None else prompts} is empty", "give at least one prompt with text"
         )
+    if spaced := sum(plain_text(row["prompt"]).endswith((" ", "\t")) for row in rows):
+        told = "the prompt ends" if len(rows) == 1 else f"{spaced} of {len(rows)} prompts end"
+        print(f"proxytune: {told} in a space, which belongs to the next word: better without", file=sys.stderr)
     return rows
 
 

@@ -8,7 +8,7 @@ from proxytune.settings import DecodeStage, Demo, Evaluate, Expert, S, Steering,
 from proxytune.stages import decode, evaluate, expert, sweep
 from proxytune.stages import trio as trios
 from proxytune.stages.evaluate import Found
-from proxytune.tasks import catalog, sources
+from proxytune.stages.start import dataset
 
 
 def run(settings: Demo) -> Found:
@@ -46,12 +46,11 @@ def _trained(settings: Demo, model: str) -> str:
 
 def _compare(settings: Demo) -> None:
     """Side by side, on the first test rows."""
-    task = catalog.get(settings.task.name)
-    data = sources.load(settings.data, task, settings.family, settings.outputs / "cache")
+    rows = dataset(settings).rows["test"]
     part = _part(DecodeStage, settings, compare=True)
     found = trios.find(part)
     experts, trio = [(found, trios.alpha_of(part, found))], trios.load(part, found, ())
-    asked = [{"id": row["id"], "prompt": row["prompt"]} for row in data.rows["test"][: settings.examples]]
+    asked = [{"id": row["id"], "prompt": row["prompt"]} for row in rows[: settings.examples]]
     systems = ("base", "expert", "steered")
     decode.show(asked, [row for system in systems for row in decode.write(part, trio, experts, system, asked)])
 

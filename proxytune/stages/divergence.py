@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from proxytune.decoding.scoring import Given
 from proxytune.experts.registry import Expert
 from proxytune.files import hash_json, read_checked, write_checked
 from proxytune.settings import Evaluate
 from proxytune.stages import trio as trios
-from proxytune.tasks import catalog, sources
+from proxytune.stages.start import dataset
 from proxytune.tasks.task import Row
 from proxytune.tracking.progress import track
 
@@ -26,15 +25,11 @@ def measured(settings: Evaluate, expert: Expert, alphas: Sequence[float], rows: 
 
     if not rows or settings.base is not None:
         return {}
-    task = catalog.get(settings.task.name)
-    data = sources.load(settings.data, task, settings.family, settings.outputs / "cache")
-    held = data.held(settings.split)[:rows]
+    held = dataset(settings).held(settings.split)[:rows]
     beside = trios.held(settings)
     content = [VERSION, hash_json(held), trios.identity(settings, expert, beside), settings.family.dtype]
-    paths = {
-        alpha: settings.outputs / "analysis" / f"divergence-{task.name}-{hash_json([*content, alpha])[:24]}.jsonl"
-        for alpha in alphas
-    }
+    names = {alpha: f"divergence-{settings.task.name}-{hash_json([*content, alpha])[:24]}.jsonl" for alpha in alphas}
+    paths = {alpha: settings.outputs / "analysis" / name for alpha, name in names.items()}
     missing = [alpha for alpha, path in paths.items() if not path.is_file()]
     for alpha, found in (_computed(settings, expert, beside, missing, held) if missing else {}).items():
         write_checked(paths[alpha], found)
@@ -49,7 +44,7 @@ def _computed(
 
     trio = trios.load(settings, expert, beside)
     mixture = trios.mixtures(trio)["steered"]
-    given = [Given(trio.encode(r["prompt"]), trio.encode_completion(r["prompt"], r["completion"])) for r in rows]
+    given = trios.given(trio, rows)
     asked = [trios.alphas(mixture, alpha, beside) for alpha in alphas]
     size = settings.score_batch_size
     batches = divergences(mixture, given, asked, batch_size=size)

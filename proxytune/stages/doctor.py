@@ -23,7 +23,8 @@ from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.settings import Doctor, ModelRef
 from proxytune.stages import memory
 from proxytune.stages import trio as trios
-from proxytune.tasks import catalog, sources
+from proxytune.stages.start import dataset
+from proxytune.tasks import catalog
 
 SHOWN = 400  # characters of a prompt
 
@@ -125,9 +126,7 @@ class Patient:
     def prompt(self) -> Turns:
         if self.settings.prompt is not None:
             return self.settings.prompt
-        task = catalog.get(self.settings.task.name)
-        data = sources.load(self.settings.data, task, self.settings.family, self.settings.outputs / "cache")
-        return data.held("validation")[0]["prompt"]
+        return dataset(self.settings).held("validation")[0]["prompt"]
 
 
 def lineage(patient: Patient) -> Iterator[str]:
@@ -147,7 +146,8 @@ def lineage(patient: Patient) -> Iterator[str]:
 
 def vocabulary(patient: Patient) -> Iterator[str]:
     found = patient.vocabulary
-    yield f"{found.size:,} ids mean the same token in all models, {len(found.foreign)} aside that are never said"
+    foreign = f", but for {len(found.foreign)} that are never said" if found.foreign else ""
+    yield f"{found.size:,} ids mean the same token in all models{foreign}"
     heads = {role: patient.rows(role) for role in patient.refs}
     wider = [f"{role} has {rows:,} rows" for role, rows in heads.items() if rows and rows > found.size]
     if wider:

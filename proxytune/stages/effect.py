@@ -14,7 +14,7 @@ from proxytune.evaluation.intervals import Estimate, Measured, bootstrap, paired
 from proxytune.experts.registry import Expert
 from proxytune.settings import Doctor
 from proxytune.stages import trio as trios
-from proxytune.tasks import catalog, sources
+from proxytune.stages.start import dataset
 
 BATCH = 8  # rows in a forward
 
@@ -44,11 +44,10 @@ def told(settings: Doctor, expert: Expert) -> Iterator[str]:
 
 def measured(settings: Doctor, expert: Expert) -> tuple[dict[str | float, np.ndarray], list[str], np.ndarray]:
     """Nats of each row by system or alpha, the rows' ids, their tokens."""
-    data = sources.load(settings.data, catalog.get(settings.task.name), settings.family, settings.outputs / "cache")
-    rows = data.held("validation")[: settings.rows]
+    rows = dataset(settings).held("validation")[: settings.rows]
     beside = trios.held(settings)
     trio = trios.load(settings, expert, beside)
-    given = [Given(trio.encode(r["prompt"]), trio.encode_completion(r["prompt"], r["completion"])) for r in rows]
+    given = trios.given(trio, rows)
     systems = trios.mixtures(trio)
     alphas = sorted({*settings.alphas, trios.alpha_of(settings, expert)} - {0.0}) or [1.0]
     steered = np.array(_nats(systems["steered"], given, [trios.alphas(systems["steered"], a, beside) for a in alphas]))

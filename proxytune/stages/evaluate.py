@@ -16,14 +16,14 @@ from proxytune.evaluation.points import Measure, Placed, Point, compute, keep, k
 from proxytune.evaluation.summary import SCORES, Scores
 from proxytune.evaluation.system import System, of_trio
 from proxytune.experts.registry import Expert, Registry
-from proxytune.files import write_json, write_jsonl
+from proxytune.files import write_checked, write_json
 from proxytune.settings import Evaluate
 from proxytune.stages import alone
 from proxytune.stages import trio as trios
 from proxytune.stages.room import in_smaller_batches
 from proxytune.stages.served import INEXACT, reach, spent
-from proxytune.stages.start import start, warn
-from proxytune.tasks import catalog, sources
+from proxytune.stages.start import dataset, start, warn
+from proxytune.tasks import catalog
 from proxytune.tracking import record
 
 Records = dict[tuple[str, float | None], list[dict[str, Any]]]
@@ -77,13 +77,13 @@ def summarise(settings: Evaluate, expert: Expert, records: Records, *, chosen: f
     metric_name = catalog.get(settings.task.name).metric_name
     left_out = summaries.too_long(records)
     scores = [_scores(system, alpha, rows, metric_name, left_out) for (system, alpha), rows in records.items()]
-    write_jsonl(folder / SCORES, [one.told() for one in scores])
+    write_checked(folder / SCORES, [one.told() for one in scores])
     for (system, alpha), rows in records.items():
         if rows and "text" in rows[0]:
-            write_jsonl(summaries.rows_file(folder, system, alpha), rows)
+            write_checked(summaries.rows_file(folder, system, alpha), rows)
     summary = built(settings, expert, settings.task.name, scores, records, chosen)
     path = folder / "summary.json"
-    write_json(path, summary)
+    write_json(path, summary, checked=True)
     return Found(records, summary, path)
 
 
@@ -112,7 +112,7 @@ def built(
 
 def _measure(settings: Evaluate, expert: Expert) -> Measure:
     task = catalog.get(settings.task.name)
-    data = sources.load(settings.data, task, settings.family, settings.outputs / "cache")
+    data = dataset(settings)
     warn(data)
     rows = data.held(settings.split)
     if data.rows["train"] and data.fingerprints["train"] != expert.manifest.data.fingerprint:
@@ -140,7 +140,7 @@ def points(
 
     compute(system, its missing points, their alphas): the records of each, all of them in one pass.
     """
-    beside = trios.held(settings)
+    beside, tuned = trios.held(settings), trios.tuned_base(settings, expert, settings.tuned)
     served = reach(settings, trios.load(settings, expert, beside)) if settings.base else None
     whole = trios.identity(settings, expert, beside, served)
     wanted = [Point("base", None, {"base": whole["base"]})]
@@ -160,7 +160,6 @@ def points(
         finally:
             if served:
                 print(f"proxytune: {served.base.settings.url}: {spent(served)}", file=sys.stderr)
-    tuned = trios.tuned_base(settings, expert, settings.tuned)
     if tuned is not None:
         point = Point("tuned", None, {"base": whole["base"], "tuned": trios.weights_of(tuned)})
         rows = kept(settings.outputs, measure, point)

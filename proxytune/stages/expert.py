@@ -17,7 +17,7 @@ from proxytune.models.prompts import Format
 from proxytune.settings import Expert as Settings
 from proxytune.stages import chain
 from proxytune.stages.chain import Beginning
-from proxytune.stages.start import start, warn
+from proxytune.stages.start import dataset, start, warn
 from proxytune.tasks import catalog, sources
 from proxytune.tracking import record
 
@@ -43,9 +43,9 @@ def run(settings: Settings, expect: Callable[[sources.Dataset, Beginning], None]
     with, and may refuse it. A self-rewarding loop returns its last one.
     """
     if settings.method.name == "self_rewarding":
-        from proxytune.stages import self_rewarding
+        from proxytune.stages.self_rewarding import method
 
-        return self_rewarding.run(settings)
+        return method.run(settings)
     name = check_name(
         settings.name or (settings.task.name if settings.model == "small" else f"{settings.task.name}-tuned")
     )
@@ -91,7 +91,7 @@ def _made(
     registry = Registry(prepared.settings.outputs / "registry")
     note = _note(prepared.work)
     if prepared.settings.resume and note.is_file():
-        noted = read_json(note)
+        noted = read_json(note)["published"]
         for version in reversed(registry.versions(name)):
             expert = registry.resolve(f"{name}@v{version}")
             if expert.manifest.model_dump(mode="json", include=set(noted)) == noted:
@@ -99,13 +99,29 @@ def _made(
     single = prepared.settings.launch.name == "single"
     finished, training = tune(prepared, log, callbacks) if single else _spread(prepared, log)
     draft = _manifest(name, prepared, training)
-    write_json(note, draft.model_dump(mode="json", include={"name", "created", "training"}))
+    published = draft.model_dump(mode="json", include={"name", "created", "training"})
+    parent = prepared.parent.reference if prepared.parent else None
+    write_json(note, {"asked": _asked(prepared.settings), "from": parent, "published": published}, checked=True)
     return registry.publish(finished, draft)
 
 
 def _note(work: Path) -> Path:
     """What is about to be published; there until the run is over."""
     return work.with_suffix(".published")
+
+
+def _asked(settings: Settings) -> str:
+    """A hash of what was asked for, but for how it is recorded, and for `peft`, which a parent may decide."""
+    return hash_json(settings.model_dump(mode="json", exclude={"command", "tracker", "threads", "outputs", "peft"}))
+
+
+def _parent(settings: Settings) -> Expert | None:
+    """Where a killed run of these settings had just published, `from=qa` means what it meant to that run."""
+    notes = (settings.outputs / "training").glob("*.published") if settings.from_ and settings.resume else ()
+    for noted in map(read_json, notes):
+        if noted["asked"] == _asked(settings):
+            settings = settings.model_copy(update={"from_": noted["from"]})
+    return chain.parent_of(settings)
 
 
 def _spread(prepared: Prepared, log: Callable[[dict[str, float], int], None]) -> tuple[Path, dict[str, Any]]:
@@ -120,10 +136,9 @@ def _spread(prepared: Prepared, log: Callable[[dict[str, float], int], None]) ->
 
 
 def prepare(settings: Settings) -> Prepared:
-    task = catalog.get(settings.task.name)
-    parent = chain.parent_of(settings)
+    parent = _parent(settings)
     pairs = settings.method.name == "dpo"
-    data = sources.load(settings.data, task, settings.family, settings.outputs / "cache", pairs=pairs)
+    data = dataset(settings, pairs=pairs)
     warn(data)
     chat = _is_chat(data)
     beginning = chain.begin(settings, parent, chat)
@@ -131,7 +146,7 @@ def prepare(settings: Settings) -> Prepared:
     same = [settings.method.model_dump(), settings.family.training, beginning.content, data.fingerprint, settings.seed]
     if settings.launch.name != "single":  # another order of rows, other checkpoints
         same.append(settings.launch.model_dump())
-    work = settings.outputs / "training" / f"{task.name}-{settings.model}-{hash_json(same)[:16]}"
+    work = settings.outputs / "training" / f"{settings.task.name}-{settings.model}-{hash_json(same)[:16]}"
     return Prepared(settings, parent, data, chat, beginning, work)
 
 

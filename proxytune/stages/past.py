@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxytune.errors import DataError
+from proxytune.errors import DataError, did_you_mean
 from proxytune.evaluation.benchmarks.benchmark import Prompt
 from proxytune.evaluation.compare import SUMMARY
 from proxytune.evaluation.summary import rows_file
 from proxytune.files import read_json, read_jsonl
 from proxytune.models.prompts import Turns, text_of
 from proxytune.settings import Evaluate, S, Steering, load
+from proxytune.stages.start import dataset
 
 CONFIG, RECORD, REPLIES = "config.json", "run.json", "replies.jsonl"
 
@@ -63,6 +64,11 @@ class Past:
 
 def read(path: Path) -> Past:
     """The run in a folder of outputs/runs or outputs/sweeps, or of a file in it. Raises DataError."""
+    if not path.exists():
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(
+            f"there is no {path}", did_you_mean(path.name, beside, "name a folder of evaluate, sweep, decode")
+        )
     folder = (path if path.is_dir() else path.parent).resolve()
     told = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     if told.get("stage") == "sweep" and not (folder / SUMMARY).is_file():
@@ -93,10 +99,8 @@ def questions(settings: Evaluate) -> dict[str, tuple[Turns | Prompt, str]]:
 
         rows = getattr(benchmark.asked(settings), "rows", ())
         return {row.id: (row.prompt, str(row.reference)) for row in rows}
-    from proxytune.tasks import catalog, sources
-
-    data = sources.load(settings.data, catalog.get(settings.task.name), settings.family, settings.outputs / "cache")
-    return {row["id"]: (row["prompt"], text_of(row["completion"])) for row in data.held(settings.split)}
+    held = dataset(settings).held(settings.split)
+    return {row["id"]: (row["prompt"], text_of(row["completion"])) for row in held}
 
 
 def shown(prompt: Turns | Prompt) -> str:

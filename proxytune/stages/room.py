@@ -26,7 +26,10 @@ def in_smaller_batches(work: Callable[[int], T], rows: int) -> T:
                 ) from error
         # Here the error is gone, and with it the frames that held tensors.
         rows //= 2
-        print(f"proxytune: out of memory; going on with {rows} rows at a time", file=sys.stderr)
+        print(
+            f"proxytune: out of memory; going on with {'one row' if rows == 1 else f'{rows} rows'} at a time",
+            file=sys.stderr,
+        )
         _release()
 
 

@@ -19,7 +19,7 @@ def run(settings: Score) -> dict[str, Any]:
     if settings.predictions is None:
         raise SettingsError("there is nothing to score", "set predictions=FILE")
     benchmark = catalog.get(settings.benchmark.name)
-    answered, columns = _read(settings, benchmark)
+    answered, columns, missing = _read(settings, benchmark)
     raw = settings.outputs == "raw"
     asked = [(one.reference, verdicts.trimmed(benchmark, one.outputs, raw)) for one in answered]
     if columns:
@@ -27,7 +27,7 @@ def run(settings: Score) -> dict[str, Any]:
     else:
         judged, told = verdicts.judge(benchmark, asked, settings.benchmark)
     groups = [one.groups or {} for one in answered]
-    found = report(benchmark, judged, groups, settings.bootstrap_samples, settings.seed) | told
+    found = report(benchmark, judged, groups, settings.bootstrap_samples, settings.seed) | told | missing
     _show(found, benchmark)
     if settings.out:
         records = zip(answered, asked, judged, groups, strict=True)
@@ -36,8 +36,9 @@ def run(settings: Score) -> dict[str, Any]:
     return found
 
 
-def _read(settings: Score, benchmark: Benchmark) -> tuple[list[predictions.Answered], tuple[str, ...]]:
-    """The file's answers, each with its reference; and the columns of its own verdicts, where those are taken.
+def _read(settings: Score, benchmark: Benchmark) -> tuple[list[predictions.Answered], tuple[str, ...], dict[str, int]]:
+    """The file's answers, each with its reference; the columns of its own verdicts, where those are taken; and, where
+    the benchmark's rows are known, how many of them are `missing` in the file.
 
     Verdicts in the file are taken, unless its programs may be run or another judge is named. References come from the
     rows if given, else from the file, else from the hub.
@@ -54,12 +55,13 @@ def _read(settings: Score, benchmark: Benchmark) -> tuple[list[predictions.Answe
             raise DataError(f"{path}: no column with outputs", "name it with fields.output=")
     own = bool(recorded) or (named.reference is not None and not isinstance(benchmark.judge, Program))
     if chosen.rows is None and own:
-        return predictions.alone(found, path, named, benchmark, judged=bool(recorded)), recorded
+        return predictions.alone(found, path, named, benchmark, judged=bool(recorded)), recorded, {}
     known = rows.load(benchmark, chosen.rows, chosen.revision, chosen.seed)[: chosen.limit]
     answered = predictions.joined(found, known, path, benchmark)
-    if len(answered) < len(known):
-        print(f"proxytune: {len(known) - len(answered)} of {len(known)} rows have no output in {path}", file=sys.stderr)
-    return answered, recorded
+    missing = len(known) - len(answered)
+    if missing:
+        print(f"proxytune: {missing} of {len(known)} rows have no output in {path}", file=sys.stderr)
+    return answered, recorded, {"missing": missing}
 
 
 def _show(found: dict[str, Any], benchmark: Benchmark) -> None:
@@ -76,7 +78,7 @@ def _show(found: dict[str, Any], benchmark: Benchmark) -> None:
     grouped = {name: part for key, parts in found.items() if key.startswith("by_") for name, part in parts.items()}
     for name, part in {"all": found, **grouped}.items():
         for measure, interval in part["intervals"].items():
-            value = tables._with_interval(part[measure], interval, ".4f")
+            value = tables.with_interval(part[measure], interval, ".4f")
             table.add_row(*map(Text, (name, measure, f"{part['over'][measure]:g}", value)))
     tables.console(sys.stderr).print(table)
     if recorded := found.get("recorded"):

@@ -138,7 +138,8 @@ def listening(host: str, port: int) -> Generator[socket.socket]:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
-        what = f"cannot listen at {host} port {port}: {error.strerror or error}"
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # the address is told once
+        what = f"cannot listen at {host} port {port}: {reason}"
         raise SettingsError(what, "give another port, or port=0 for any that is free") from error
     with listener:
         yield listener

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from proxytune.settings import Stage
+from proxytune.tasks import catalog, sources
 from proxytune.tasks.sources import Dataset
 from proxytune.tracking import record
 
@@ -32,6 +33,12 @@ def limit_threads(settings: Stage) -> None:
         import torch
 
         torch.set_num_threads(settings.threads)
+
+
+def dataset(settings: Stage, *, pairs: bool = False) -> Dataset:
+    """All rows of the task, as `sources.load` has them."""
+    task, cache = catalog.get(settings.task.name), settings.outputs / "cache"
+    return sources.load(settings.data, task, settings.family, cache, pairs=pairs)
 
 
 def warn(data: Dataset) -> None:

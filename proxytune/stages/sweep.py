@@ -47,8 +47,9 @@ def collect(
         apart = divergence.measured(settings, expert, alphas, divergence_rows)
         how = {"samples": settings.bootstrap_samples, "seed": settings.seed}
         found.summary.update(curves.told(records, apart, chooses, **how))
-        write_json(found.path, found.summary)
-        write_json(folder / "config.json", settings.model_dump(mode="json", exclude={"command"}) | {"alphas": alphas})
+        write_json(found.path, found.summary, checked=True)
+        config = settings.model_dump(mode="json", exclude={"command"}) | {"alphas": alphas}
+        write_json(folder / "config.json", config, checked=True)
         picture = folder / "curve.png"
         curve_figures.alpha_curve(found.summary, picture)
         table = tables.sweep if settings.split == "validation" else tables.evaluation

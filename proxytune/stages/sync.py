@@ -1,11 +1,13 @@
-"""Upload the runs recorded while W&B was out of reach. Needs a key and a server that answers; else it says so.
+"""Upload the runs recorded while W&B was out of reach, and those that it was lost to half-way.
 
-wandb marks an uploaded run beside its file, so a second call finds nothing to do. Runs still going on are left alone.
+Needs a key and a server that answers; else it says so. wandb marks an uploaded run beside its file, so a second call
+finds nothing to do. Runs still going on are left alone.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,13 +18,7 @@ from proxytune.tracking import mirror, server
 from proxytune.tracking.plain import artifact_name
 from proxytune.tracking.record import is_alive
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="proxytune sync", description="Upload offline runs to W&B.")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs are kept (%(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="only list what waits")
-    given = parser.parse_args(arguments)
-    return run(given.outputs, dry_run=given.dry_run)
+HEADER, BLOCK = 7, 1 << 15  # bytes; wandb's files are LevelDB logs after a header of its own
 
 
 def run(outputs: Path, dry_run: bool = False) -> int:
@@ -45,9 +41,31 @@ def run(outputs: Path, dry_run: bool = False) -> int:
 
 
 def waiting(outputs: Path) -> list[Path]:
-    """The files of offline runs that have ended and are not uploaded, oldest first."""
+    """The files of runs that have ended and are not uploaded, or not to their end: offline ones first, each by age."""
     files = sorted((outputs / "wandb").glob("offline-run-*/run-*.wandb"))
+    online = sorted((outputs / "wandb").glob("run-*/run-*.wandb"))
+    files += [file for file in online if _was_cut(_record_of(outputs, file)) and whole(file) > HEADER]
     return [file for file in files if not is_uploaded(file) and not is_alive(_record_of(outputs, file))]
+
+
+def _was_cut(record: Path) -> bool:
+    """Whether a run was online and ended, or was killed, before the server had all of it."""
+    told = record / "run.json"
+    return told.exists() and read_json(told).get("wandb", {}).get("uploaded") is False
+
+
+def whole(file: Path) -> int:
+    """Bytes up to the end of the last whole record: what a kill cut off lies behind it."""
+    data, place, end = file.read_bytes(), HEADER, HEADER
+    while True:
+        if (left := BLOCK - place % BLOCK) < HEADER:  # of a part as well: checksum, length, kind
+            place += left
+        if place + HEADER > len(data):
+            return end
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        place += HEADER + length
+        if place <= len(data) and kind in (1, 4):  # a record in one part, or its last one
+            end = place
 
 
 def is_uploaded(file: Path) -> bool:
@@ -64,7 +82,10 @@ def _record_of(outputs: Path, file: Path) -> Path:
 
 def _upload(outputs: Path, runs: Sequence[Path]) -> None:
     mirror.keep_under(outputs)
-    command = [sys.executable, "-m", "wandb", "sync", *(str(file.parent.absolute()) for file in runs)]
+    for file in runs:
+        os.truncate(file, whole(file))  # wandb takes a file with a torn end for one that is not uploaded, for ever
+    folders = [str(file.parent.absolute()) for file in runs]
+    command = [sys.executable, "-m", "wandb", "sync", "--include-online", *folders]
     subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
 
 
@@ -74,17 +95,13 @@ def _link(outputs: Path, file: Path) -> None:
     noted = record / "artifacts.jsonl"
     if not noted.exists():
         return
-    lines = read_jsonl(noted)
-    used = [name for line in lines for name in ([line["name"]] if line["how"] == "used" else line["uses"])]
-    where = read_json(record / "run.json").get("wandb") or {}
-    if not used or "project" not in where:
-        return
-    path = "/".join(filter(None, (where["entity"], where["project"], record.name)))
     try:
+        lines = read_jsonl(noted)  # a kill may have cut the last
+        used = [name for line in lines for name in ([line["name"]] if line["how"] == "used" else line["uses"])]
+        where = read_json(record / "run.json").get("wandb") or {}
+        if not used or "project" not in where:
+            return
+        path = "/".join(filter(None, (where["entity"], where["project"], record.name)))
         mirror.link(path, [artifact_name(name) for name in dict.fromkeys(used)])
     except Exception as error:
         print(f"W&B: {record.name} is uploaded without its lineage: {' '.join(str(error).split())}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

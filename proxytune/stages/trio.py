@@ -10,6 +10,7 @@ from typing import Any
 
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits
+from proxytune.decoding.scoring import Given
 from proxytune.decoding.served import Served
 from proxytune.errors import SettingsError, TrioError
 from proxytune.experts.registry import Expert, Registry
@@ -20,7 +21,7 @@ from proxytune.models.trio import ExpertFiles, Trio
 from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.settings import ModelRef, Steering
 from proxytune.stages import memory
-from proxytune.tasks.task import Task
+from proxytune.tasks.task import Row, Task
 
 Held = Sequence[tuple[Expert, float]]  # the experts beside the first, each with the alpha that it keeps
 
@@ -137,6 +138,11 @@ def mixtures(trio: Trio) -> dict[str, Mixture]:
         "expert": alone,
         "steered": Mixture(trio.base, trio.vocabulary, trio.pairs),
     }
+
+
+def given(trio: Trio, rows: Sequence[Row]) -> list[Given]:
+    """Rows as they are scored."""
+    return [Given(trio.encode(row["prompt"]), trio.encode_completion(row["prompt"], row["completion"])) for row in rows]
 
 
 def limits(settings: Steering, task: Task, end_ids: frozenset[int] = frozenset()) -> Limits:

@@ -20,7 +20,7 @@ def difference(expert_BV: Tensor, anti_BV: Tensor) -> Tensor:
     Where both are -inf (a token that neither can say) the difference is 0; where both are +inf it is NaN: a fault.
     """
     expert_BV, anti_BV = _wide(expert_BV), _wide(anti_BV)
-    return torch.where((expert_BV == anti_BV) & (anti_BV < 0), torch.zeros_like(expert_BV), expert_BV - anti_BV)
+    return (expert_BV - anti_BV).masked_fill_(torch.maximum(expert_BV, anti_BV) == -torch.inf, 0)
 
 
 def steer(base_BV: Tensor, differences: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:

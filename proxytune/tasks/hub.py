@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from proxytune.errors import DataError
+from proxytune.models.online import answers
 from proxytune.tasks import preferences
 from proxytune.tasks import rows as forms
 from proxytune.tasks.task import HubData, Row, Task
 
-PROBE_SECONDS = 3.0
 INSTEAD = "go online, or set data=builtin, or data=files data.train=FILE data.test=FILE"
 
 
@@ -32,7 +29,7 @@ def read(
     if hub is None:
         raise DataError(f"{task.name} has no public preference rows", "set data=files data.train=FILE, or data=builtin")
     checked = preferences.read if pairs else forms.checked
-    _check_reachable(hub.path)
+    check_reachable(hub.path)
     found: dict[str, list[Row]] = {}
     skipped: dict[str, int] = {}
     for split in hub.splits:
@@ -79,7 +76,7 @@ def _streamed(hub: HubData, spec: str, revision: str | None, limit: int | None) 
     return list(itertools.islice(datasets.interleave_datasets(parts), start, stop))
 
 
-def _check_reachable(path: str) -> None:
+def check_reachable(path: str) -> None:
     """DataError within seconds where nothing answers: the hub's own client would try for most of a minute."""
     from huggingface_hub import constants
 
@@ -88,23 +85,3 @@ def _check_reachable(path: str) -> None:
     if not answers(constants.ENDPOINT):
         cached = "HF_HUB_OFFLINE=1 reads what was fetched before"
         raise DataError(f"cannot read {path}: {constants.ENDPOINT} does not answer", f"{INSTEAD}; {cached}")
-
-
-def answers(address: str) -> bool:
-    """Whether anything at all answers there, within seconds."""
-    reached = threading.Event()
-    # A thread, because looking a name up may hang for longer than any socket timeout.
-    asking = threading.Thread(target=_ask, args=(address, reached), daemon=True)
-    asking.start()
-    asking.join(PROBE_SECONDS)
-    return reached.is_set()
-
-
-def _ask(address: str, reached: threading.Event) -> None:
-    try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # an answer all the same
-    except OSError:
-        return
-    reached.set()

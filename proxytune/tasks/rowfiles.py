@@ -124,8 +124,9 @@ def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
         content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
         content = content.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as spreadsheets write it
     except FileNotFoundError:
-        beside = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise DataError(f"there is no file {path}", did_you_mean(path.name, beside) if beside else "") from None
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, beside, otherwise="paths start from where you are")
+        raise DataError(f"there is no file {path}", hint) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return readers[kind](content, path)

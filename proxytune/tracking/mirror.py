@@ -59,6 +59,7 @@ def _init(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
         console="off",
         init_timeout=INIT_SECONDS,
         finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
         disable_git=True,  # the record knows the commit of this code; wandb would find that of the current folder
         disable_code=True,
         save_code=False,
@@ -130,7 +131,21 @@ class Mirror:
                 self.run.use_artifact(f"{name}:{alias or 'latest'}")
 
     def finish(self, exit_code: int) -> None:
-        self.run.finish(exit_code=exit_code)
+        """OSError where the server did not take all of an online run."""
+        folder = Path(self.run.dir).parent
+        try:
+            self.run.finish(exit_code=exit_code)
+            if self.mode == "online" and _refused(folder):
+                raise ConnectionError("the server refused the rest of the run")
+        except OSError:  # TimeoutError is one
+            _tell(f"W&B did not take all of a run, which is kept in {folder}: `make sync` uploads it")
+            raise
+
+
+def _refused(folder: Path) -> bool:
+    """wandb tells only its own log that a server refused a run's lines; a server that is away runs into the timeout."""
+    log = folder / "logs" / "debug-internal.log"
+    return log.exists() and "filestream: fatal error" in log.read_text("utf-8", "replace")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:

@@ -105,7 +105,7 @@ class Run:
         self._keeps = tracker.name != "none"
         self._mirror: mirror.Mirror | None = None
         if self._keeps:
-            write_json(self.folder / "config.json", config)
+            write_json(self.folder / "config.json", config, checked=True)
             with told(self.folder / "metrics.jsonl"):
                 self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
                 fcntl.flock(self._metrics, fcntl.LOCK_EX)
@@ -171,11 +171,14 @@ class Run:
         self._told.update(status=status, ended=_now(), **({"error": error} if error else {}))
         self._write()
         self._mirrored(lambda other: other.finish(EXIT_CODES[status]))
+        if self._mirror and self._mirror.mode == "online":
+            self._told["wandb"]["uploaded"] = True
+            self._write()
         if self._keeps:
             self._metrics.close()
 
     def _write(self) -> None:
-        write_json(self.folder / "run.json", self._told)
+        write_json(self.folder / "run.json", self._told, checked=True)
 
     def _keep_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
         kept = [plain(list(row)) for row in rows]
@@ -204,7 +207,10 @@ class Run:
         except Exception as error:
             self.warn(f"W&B could not start, this run has no mirror: {error}")
         if self._mirror:
-            self._told["wandb"] = {"mode": self._mirror.mode, "project": tracker.project, "entity": tracker.entity}
+            where: dict[str, Any] = {"mode": self._mirror.mode, "project": tracker.project, "entity": tracker.entity}
+            if self._mirror.mode == "online":
+                where["uploaded"] = False  # until it is: a run that is cut off waits for `make sync`
+            self._told["wandb"] = where
             self._write()
 
     def _mirrored(self, do: Callable[[mirror.Mirror], None]) -> None:

@@ -165,7 +165,7 @@ def opened(text: str, folder: Path) -> str:
     (folder / "report.html").write_text(text, "utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += [f"--user-data-dir={folder / 'profile'}", f"file://{folder / 'report.html'}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page in")

@@ -70,6 +70,14 @@ def test_sweep_says_that_its_alpha_was_chosen_on_the_same_rows():
     assert tables.CHOSEN_HERE not in printed(tables.evaluation(make()))
 
 
+def test_a_table_of_a_loss_and_a_metric_fits_100_columns():
+    summary = make(alphas=(0.0, 0.25, 0.5), chosen=0.25)
+    for row in summary["rows"]:
+        row["metric_name"] = "edit_similarity"
+    narrow, wide = (printed(tables.sweep(summary), width).partition("steered - ")[0] for width in (100, 200))
+    assert [line.rstrip() for line in narrow.splitlines()] == [line.rstrip() for line in wide.splitlines()]
+
+
 def test_an_unstable_gap_is_called_so():
     summary = make()
     summary["gap_closed"]["metric"]["unstable"] = True

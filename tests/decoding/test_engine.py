@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxytune.decoding import drafting
-from proxytune.decoding.drafting import Clock, Planner, Stats
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
@@ -255,6 +251,22 @@ def test_equal_prompts_are_read_once_for_all_alphas():
         assert found[i].token_ids == replies([request])[0].token_ids
 
 
+@pytest.mark.parametrize("mix", [mixture(), lora_mixture()], ids=["three models", "shared weights"])
+def test_no_forward_reads_more_ids_of_prompts_than_the_budget(mix):
+    engine, sizes = Engine(mix, TOKENIZER, prefill_tokens=8), []
+    for stream in engine.rows.streams:
+        stream.fill = lambda tokens, starts, first=0, fill=stream.fill: (
+            sizes.append(tokens.numel()),
+            fill(tokens, starts, first=first),
+        )
+    requests = [
+        Request({"base": [3] * n, "expert": [9] * (1 + n // 2), "anti": [4]}, Limits(3), (0.5,)) for n in (1, 20, 4, 7)
+    ]
+    found = dict(engine.run(requests))
+    assert max(sizes) == 8
+    assert [found[i].token_ids for i in range(4)] == [replies([each], mix)[0].token_ids for each in requests]
+
+
 def test_requests_that_come_while_others_are_written_are_answered_as_alone():
     engine = Engine(mixture(), TOKENIZER, batch_size=3, drafter="expert", draft_tokens=2)
     requests = [plainly(seed=seed, count=3 + seed) for seed in range(7)]
@@ -297,20 +309,3 @@ def test_an_anti_that_shares_the_expert_s_weights_is_read_with_it_while_drafting
     list(engine.run([plainly(count=16)]))
     assert set(engine.stats.forwards) == {"base", "expert+anti"}
     assert engine.stats.forwards["base"] == engine.stats.rounds
-
-
-def test_one_bad_draft_does_not_end_drafting():
-    mix = mixture()
-    planner = Planner(mix, drafting.drafter("expert", mix), Clock(Stats()))
-    for roles, seconds in ((("base",), 1.0), (("expert",), 0.1), (("anti",), 0.1)):
-        planner.clock.costs[roles, 1] = {width: deque([seconds * (1 + 0.3 * width)]) for width in range(1, 9)}
-    planner.learn(4, [0])
-    assert planner.next(1) > 0
-    for _ in range(30):
-        planner.learn(4, [0])
-    assert planner.next(1) == 0
-
-
-def test_an_unknown_drafter_is_answered_with_the_nearest():
-    with pytest.raises(SettingsError, match="expert"):
-        Engine(mixture(), TOKENIZER, drafter="expret")

@@ -9,6 +9,7 @@ from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
 from proxytune.steering.choice import Sampling
+from tests.decoding.test_engine import plain
 from tests.decoding.tiny_models import SIZE, ByteTokenizer, lora_mixture, mixture
 
 PROMPTS = {"base": [3, 4], "expert": [9], "anti": [3, 4, 5]}
@@ -23,12 +24,6 @@ def replies(requests, mix=None, **how):
     return dict(Engine(mix or mixture(), ByteTokenizer(), **how).run(requests))
 
 
-def whole(term, ids) -> torch.Tensor:
-    """Log-probabilities after ids, by one member of a source alone."""
-    term.source.active.members = (term.member,)
-    return term.source.model(torch.tensor([ids]), use_cache=False).logits[0, -1].clone()
-
-
 @pytest.mark.parametrize(("drafter", "draft"), WAYS)
 @pytest.mark.parametrize("mix", [mixture((5,)), lora_mixture()], ids=["apart", "shared weights"])
 @torch.inference_mode()
@@ -39,7 +34,7 @@ def test_each_token_has_the_log_probabilities_of_whole_forwards(mix, drafter, dr
         reply = found[i]
         assert len(reply.logprobs) == len(reply.token_ids) == 9
         for place, told in enumerate(reply.logprobs):
-            scores = {t: whole(t, [*request.prompts[t.role], *reply.token_ids[:place]]) for t in mix.terms}
+            scores = {t: plain(t, [*request.prompts[t.role], *reply.token_ids[:place]]) for t in mix.terms}
             ((expert, anti),) = mix.pairs
             steered = mix.vocabulary.mask(scores[mix.base] + 0.7 * (scores[expert] - scores[anti])).log_softmax(-1)
             assert told.ids[0] == reply.token_ids[place]

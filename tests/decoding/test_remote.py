@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
+from proxytune.decoding import remote
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.remote import CertifiedReply, RemoteEngine
@@ -26,6 +28,7 @@ from proxytune.steering.choice import Sampling
 from proxytune.steering.variants import Variant
 from tests.decoding.tiny_models import END, SIZE, ByteTokenizer, mixture, model, source
 from tests.remote import faults
+from tests.remote.embedded import holds
 from tests.remote.server import MODEL, Server
 
 TEXTS = {i: f"<{i}>" for i in range(SIZE)}
@@ -72,16 +75,6 @@ def local(mix: Mixture, requests: list[Request]) -> list[list[int]]:
 def run(remote: RemoteEngine, requests: list[Request]) -> list[CertifiedReply]:
     found = dict(remote.run(requests))
     return [found[i] for i in range(len(requests))]
-
-
-def holds(replies: list[CertifiedReply], truth: list[list[int]]) -> None:
-    """Every certified token is the local loop's, as long as the tokens before it are."""
-    for reply, tokens in zip(replies, truth, strict=True):
-        assert len(reply.certified) == len(reply.token_ids)
-        for mine, certified, theirs in zip(reply.token_ids, reply.certified, tokens, strict=False):
-            assert mine == theirs or not certified
-            if mine != theirs:
-                break
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang", "llamacpp", "openai"])
@@ -146,6 +139,31 @@ def test_rows_do_not_influence_each_other_and_waiting_ones_take_free_places():
     with serving("vllm") as server:
         wide, narrow = (run(engine(server, mix, batch_size=size, in_flight=4, drafts=2), requests) for size in (9, 2))
     assert [(r.token_ids, r.certified) for r in wide] == [(r.token_ids, r.certified) for r in narrow]
+
+
+def test_vllm_is_never_asked_for_ids_while_it_is_asked_for_best_scores():
+    """It would answer both with ids alone, where it answers them in one batch."""
+    mix, requests = mixture(), asked(24, (SAMPLED, HOT), Limits(4))
+    slow = lambda ids: (time.sleep(0.002), net(torch.tensor([ids])).logits[0])[1]  # noqa: E731
+    net = model(1, 3)
+    with Server("vllm", slow) as server:
+        remote = engine(server, mix, 8, chosen=16, in_flight=12)
+        replies = run(remote, requests)
+        assert not server.mixed and any(body.get("logprob_token_ids") for body in server.asked)
+    assert [reply.token_ids for reply in replies] == local(mix, requests)
+
+
+def test_ids_asked_for_beside_the_best_scores_save_calls_and_change_no_token(monkeypatch):
+    mix, requests = mixture(), asked(16, (SAMPLED, HOT))
+    found = {}
+    with serving("sglang") as server:
+        for beside in (0, 16):
+            monkeypatch.setattr(remote, "BESIDE", beside)
+            asking = engine(server, mix, 12, chosen=400, drafts=3)
+            found[beside] = [reply.token_ids for reply in run(asking, requests)], asking.counts.calls_per_token
+            assert asking.counts.certified_share == 1
+    assert found[0][0] == found[16][0] == local(mix, requests)
+    assert found[16][1] < 0.8 * found[0][1], (found[0][1], found[16][1])
 
 
 def test_alpha_zero_is_the_base_alone_and_all_of_it_is_certified():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxytune.decoding.scoring import Given, choices, losses
@@ -11,7 +11,6 @@ from tests.decoding.tiny_models import SIZE, lora_mixture, mixture
 
 
 @pytest.mark.parametrize("mix", [mixture(), lora_mixture()], ids=["three models", "shared weights"])
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(PROMPTS, st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=6)), min_size=1, max_size=5),
     st.lists(st.floats(-2, 2), min_size=1, max_size=4),
@@ -31,7 +30,6 @@ def test_losses_of_all_alphas_are_those_of_one_row_and_one_alpha_at_a_time(mix, 
 
 
 @pytest.mark.parametrize("mix", [mixture(), lora_mixture()], ids=["three models", "shared weights"])
-@settings(deadline=None, max_examples=30)
 @given(
     PROMPTS,
     st.lists(st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=6), min_size=1, max_size=5),

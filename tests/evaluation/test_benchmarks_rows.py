@@ -14,6 +14,7 @@ from proxytune.errors import DataError, SettingsError
 from proxytune.evaluation.benchmarks import catalog, rows, toxigen
 from proxytune.evaluation.benchmarks.benchmark import Hub, decoding
 from proxytune.settings import Benchmark
+from tests.tasks.test_row_files import written
 
 PUBLIC = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -27,11 +28,6 @@ def public(name: str) -> Path:
 
 def load(name: str, path: Path, **options):
     return rows.load(catalog.get(name), path, **options)
-
-
-def written(path: Path, *lines: object) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
-    return path
 
 
 # The real files
@@ -126,7 +122,8 @@ def test_the_hub_s_form_of_truthfulqa_asks_as_the_csv_does(tmp_path):
     assert of_csv.prompt == of_hub.prompt and of_csv.reference == of_hub.reference
 
 
-def test_rows_come_from_the_hub_s_library_where_no_file_is_named(tmp_path):
+def test_rows_come_from_the_hub_s_library_where_no_file_is_named(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
     written(tmp_path / "test.jsonl", *({"question": f"q{i}?", "answer": f"#### {i}"} for i in range(3)))
     of_hub = replace(catalog.get("gsm8k"), hub=Hub(str(tmp_path), "test"))
     assert rows.load(of_hub, None) == load("gsm8k", tmp_path / "test.jsonl")

@@ -69,6 +69,7 @@ def test_gsm8k_is_the_last_number_with_case_and_punctuation_ignored(output, righ
 def test_gsm8k_references_are_those_of_the_release_or_bare_numbers():
     given = ["9*2 = <<9*2=18>>18\n#### 1,218", "1218", "1,218", 1218, 1218.0, " 1218 "]
     assert {gsm8k.reference(answer) for answer in given} == {"1218"}
+    assert gsm8k.verdict(gsm8k.reference("$18"), "so 18").values == {"exact_match": 1}
     assert gsm8k.reference("1,234,567") == "1234567" and gsm8k.reference("#### -3") == "-3"
     for bad in ("eighteen", "", "#### none", None):
         with pytest.raises(ValueError, match="is no number"):

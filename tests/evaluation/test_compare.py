@@ -168,6 +168,41 @@ def test_a_steered_model_that_loses_is_named_in_words(tmp_path):
     assert table(Group("mine", [read(toxic)]))["verdicts"][0].startswith("steered of mine beats base on toxic")
 
 
+def test_the_gap_closed_is_told_of_each_group_and_where_it_says_nothing(tmp_path, capsys):
+    right = {"base": hits(0.3), "expert": hits(0.5), "steered": hits(0.6)}
+    clear = run(tmp_path / "a", **right, tuned=hits(0.8))
+    close = run(tmp_path / "b", **right, tuned=hits(0.31))
+    same = run(tmp_path / "c", **right, tuned=hits(0.3))
+    groups = [Group(name, [read(path)]) for name, path in (("a", clear), ("b", close), ("c", same))]
+    found = table(*groups)
+    first, second, third = found["gaps_closed"]
+    share = (hits(0.6).mean() - hits(0.3).mean()) / (hits(0.8).mean() - hits(0.3).mean())
+    assert first["value"] == pytest.approx(share) and first["ci"][0] < share < first["ci"][1] and not first["unstable"]
+    assert second["unstable"] and third == {
+        "run": "c", "measure": "exact_match", "value": None, "ci": [None, None], "unstable": True
+    }  # fmt: skip
+    summary = json.loads((clear / "summary.json").read_text())["gap_closed"]["metric"]
+    assert summary["value"] == pytest.approx(first["value"])
+    assert not table(Group("x", [read(run(tmp_path / "d", base=hits(0.3), steered=hits(0.6)))]))["gaps_closed"]
+    for form in ("terminal", "markdown"):
+        assert cli.main(["compare", f"a={clear}", f"b={close}", "--format", form]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"Gap to tuned closed by steered of a: exact match {share:.0%} [" in shown
+        assert "unstable: base and tuned cannot be told apart." in shown
+    assert cli.main(["compare", str(clear), str(same), "--format", "csv"]) == 0
+    assert [row["system"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))][-2:] == ["gap closed"] * 2
+
+
+def test_outputs_that_could_not_be_read_are_counted_over_all_runs(tmp_path):
+    paths = [run(tmp_path / str(i), base=hits(0.3), steered=hits(0.5)) for i in range(2)]
+    for path, count in zip(paths, (3, 4), strict=True):
+        summary = json.loads((path / "summary.json").read_text())
+        summary["rows"] = [row | ({"unparsed": count} if row["system"] == "base" else {}) for row in summary["rows"]]
+        write_json(path / "summary.json", summary)
+    lines = table(Group("x", [read(path) for path in paths]))["lines"]
+    assert [(line["system"], line["unparsed"]) for line in lines] == [("base", 7), ("steered", None)]
+
+
 def test_mcnemar_is_exact():
     of, against = [1.0] * 9 + [0.0] + [1.0] * 5, [0.0] * 9 + [1.0] + [1.0] * 5
     assert mcnemar(of, against) == pytest.approx(2 * 11 / 1024)  # 1 of 10 or fewer, twice
@@ -200,7 +235,7 @@ def test_the_table_comes_in_every_form(tmp_path, capsys):
     assert cli.main(["compare", *given, "--format", "markdown", "--out", str(tmp_path / "t.md")]) == 0
     lines = (tmp_path / "t.md").read_text().splitlines()
     assert (
-        lines[0].startswith("| run | system | alpha | runs | rows |")
+        lines[0].startswith("| run | system | alpha | runs | rows | unparsed |")
         and len({line.count("|") for line in lines[:8]}) == 1
     )
     capsys.readouterr()

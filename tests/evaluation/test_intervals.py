@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxytune.errors import DataError
@@ -68,7 +68,6 @@ def test_difference_of_a_system_with_itself_is_exactly_zero_and_never_excludes_i
     assert not interval.excludes_zero
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(-100, 100), min_size=2, max_size=40),
     st.floats(-1000, 1000),

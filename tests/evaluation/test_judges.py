@@ -77,7 +77,7 @@ def api(monkeypatch):
 
 @pytest.fixture
 def chosen(api, tmp_path):
-    return Judge(url=api.url, kept=tmp_path / "kept", timeout=5)
+    return Judge(url=api.url, kept=tmp_path / "kept", timeout=60)
 
 
 def test_a_judge_with_a_taste_prefers_it_in_both_orders(api, chosen):

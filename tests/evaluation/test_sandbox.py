@@ -269,6 +269,11 @@ def test_leaving_early_is_no_success_inside_the_function_either(unharmed):
         assert unharmed.run(humaneval.compose(PROBLEM, f"    {leave}\n")).status == "failed"
 
 
+def test_annotations_are_looked_up_as_in_any_file_without_a_future_statement(unharmed):
+    told = unharmed.run("def f(x: Nowhere): pass")
+    assert told.status == "failed" and "NameError" in told.output
+
+
 def test_a_right_function_passes_and_a_wrong_one_tells_why(unharmed):
     assert unharmed.run(humaneval.compose(PROBLEM, "    return x + x\n")).status == "passed"
     wrong = unharmed.run(humaneval.compose(PROBLEM, WRONG))

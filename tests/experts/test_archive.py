@@ -17,13 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from pipelines import registry as command_line
 from proxytune.errors import RegistryError, StorageError
 from proxytune.experts import archive, intake
-from proxytune.experts.manifest import CodeVersion, DataLineage, Manifest
 from proxytune.experts.registry import Expert, Registry
 from proxytune.files import CHECK
-from proxytune.models.identity import ModelId
-from proxytune.stages import registry as stage
+from tests.experts.test_registry import draft
 
 TENSORS = save({"a.weight": torch.arange(64.0)})
 FILES = {
@@ -41,24 +40,6 @@ def registry(tmp_path: Path) -> Registry:
 @pytest.fixture
 def target(tmp_path: Path) -> Registry:
     return Registry(tmp_path / "there" / "registry")
-
-
-def draft(**changes: Any) -> Manifest:
-    about: dict[str, Any] = {
-        "name": "code",
-        "task": "code",
-        "family": "tiny",
-        "role": "expert",
-        "kind": "lora",
-        "anti": ModelId(model="embedded:small", revision=None, weights="a" * 64, tokenizer="b" * 64),
-        "data": DataLineage(source="builtin", fingerprint="c" * 64, train=9, validation=3, test=6),
-        "prompt_format": "plain",
-        "config": {"seed": 0},
-        "code": CodeVersion(version="0.1.0"),
-        "command": "proxytune expert task=code",
-        "training": {"loss": 1.25},
-    }
-    return Manifest(**(about | changes))
 
 
 def publish(registry: Registry, files: dict[str, bytes] = FILES, **changes: Any) -> Expert:
@@ -336,10 +317,10 @@ def test_the_limits_of_a_name_are_those_of_a_tar_header():
 def test_export_and_import_as_commands(registry, target, tmp_path, capsys):
     publish(registry)
     file = str(tmp_path / "code.tar")
-    assert stage.main(["export", "code@v1", file, "--outputs", str(registry.root.parent)]) == 0
-    assert stage.main(["import", file, "--name", "other", "--outputs", str(target.root.parent)]) == 0
+    assert command_line.main(["export", "code@v1", file, "--outputs", str(registry.root.parent)]) == 0
+    assert command_line.main(["import", file, "--name", "other", "--outputs", str(target.root.parent)]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].startswith(f"code@v1 is in {file}, ")
     assert out.splitlines()[1] == "other@v1 is registered: code@v1 of code.tar"
-    assert stage.main(["show", "other", "--outputs", str(target.root.parent)]) == 0
+    assert command_line.main(["show", "other", "--outputs", str(target.root.parent)]) == 0
     assert "taken from" in capsys.readouterr().out

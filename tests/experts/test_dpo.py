@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from proxytune.experts.starting import Start, continued, tokenizer_for
 from proxytune.experts.tuning import Job
 from proxytune.models.loading import load_model
 from proxytune.settings import Method, ModelRef, Peft
-from tests.models.tiny_family import TRAINING, save_llama, tokenizer
+from tests.models.tiny_family import TRAINING, tokenizer
 
 STEPS = TRAINING | {"learning_rate": 5e-3, "max_steps": 6, "save_steps": 2, "logging_steps": 1, "eval_strategy": "no"}
 
@@ -31,11 +32,6 @@ def pairs(first: int, count: int) -> list[dict]:
 
 
 ROWS = {"train": pairs(0, 24), "validation": pairs(100, 4)}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> ModelRef:
-    return ModelRef(model=str(save_llama(tmp_path_factory.mktemp("models") / "small", seed=1)))
 
 
 def job(start: Start, work: Path, peft: Peft, name: str = "dpo", log=None, **changes) -> Job:
@@ -103,6 +99,19 @@ def test_a_fresh_adapter_is_held_to_the_model_without_it(small, tmp_path):
     assert seen[0]["train/rewards/chosen"] == pytest.approx(0, abs=1e-6) and figures["rewards/margins"] > 0
 
 
+def test_an_adapter_that_is_tuned_on_over_4_bits_is_held_to_itself_as_it_was(tuned, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="an optional package")
+    start, _ = tuned
+    if not start.adapter:
+        pytest.skip("a whole model has no adapter to go on with")
+    seen = []
+    four = Peft(name="qlora", r=4)
+    folder, _ = dpo.train(ROWS, job(start, tmp_path, four, log=lambda values, step: seen.append(values)))
+    assert seen[0]["train/rewards/chosen"] == pytest.approx(0, abs=2e-3), "TRL tunes the adapter in bfloat16"
+    before, after = (load_file(place / "adapter_model.safetensors") for place in (start.folder, folder))
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+
+
 def test_an_adapter_tuned_with_all_weights_is_merged_first_and_a_whole_model_stays_one(tuned, small, tmp_path):
     start, peft = tuned
     other = Peft(name="none") if peft.name == "lora" else Peft(r=4)
@@ -115,20 +124,22 @@ def test_an_adapter_tuned_with_all_weights_is_merged_first_and_a_whole_model_sta
     assert not torch.allclose(after(ids).logits, load_model(small)(ids).logits, atol=1e-3)
 
 
-class Killed(BaseException):
-    pass
+def killed(warm, start: Start, work: Path, peft: Peft, after: int) -> int:
+    """The exit code of this training in a process that is killed, for good, once step `after` was logged."""
+    program = (
+        "import os, signal; from pathlib import Path; from tests.experts.test_dpo import *\n"
+        f"def log(values, step):\n    if step > {after}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"start = Start(ModelRef(model={start.ref.model!r}), Path({str(start.folder)!r}), {start.adapter})\n"
+        f"dpo.train(ROWS, job(start, Path({str(work)!r}), Peft(name={peft.name!r}, r={peft.r}), log=log))\n"
+    )
+    return warm.run([], program=program).code
 
 
-def test_a_training_that_was_cut_off_goes_on_to_the_very_weights_of_one_that_was_not(tuned, tmp_path):
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_very_weights_of_one_that_was_not(warm, tuned, tmp_path):
     start, peft = tuned
-
-    def cut(values, step):
-        if step > 4:
-            raise Killed
-
     uncut, _ = dpo.train(ROWS, job(start, tmp_path / "uncut", peft))
-    with pytest.raises(Killed):
-        dpo.train(ROWS, job(start, tmp_path / "cut", peft, log=cut))
+    assert killed(warm, start, tmp_path / "cut", peft, after=4) == -signal.SIGKILL
     folder, figures = dpo.train(ROWS, job(start, tmp_path / "cut", peft))
     assert figures["resumed_from"] == "checkpoint-4" and figures["steps"] == 6
     name = "adapter_model.safetensors" if start.adapter else "model.safetensors"

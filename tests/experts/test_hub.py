@@ -8,16 +8,17 @@ import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from huggingface_hub import constants
 
 from pipelines import exits
+from pipelines import registry as command_line
 from proxytune.errors import RegistryError, SettingsError
 from proxytune.experts.card import card
 from proxytune.experts.registry import Registry
-from proxytune.stages import registry as stage
 from tests.experts.hub_server import TOKEN, Hub
 from tests.experts.test_archive import FILES, TENSORS, publish, told
 
@@ -46,7 +47,7 @@ def command(hub, tmp_path, monkeypatch, capsys):
         }.items():
             monkeypatch.setattr(constants, name, value)
         try:
-            code, told = stage.main([*arguments, "--outputs", str(tmp_path / place)]), ""
+            code, told = command_line.main([*arguments, "--outputs", str(tmp_path / place)]), ""
         except Exception as error:
             code, told = exits.of(error)
         return code, capsys.readouterr().out, told
@@ -177,12 +178,13 @@ def test_what_goes_wrong_at_the_hub_is_one_line(registry, hub, command):
     assert code == RegistryError.exit_code and "HTTP 500" in one_line(err)
 
 
-@pytest.mark.slow  # the hub's client tries for most of a minute
-def test_an_upload_that_fails_is_one_line_and_leaves_the_repository_as_it_was(registry, hub, command):
+def test_an_upload_that_fails_is_one_line_and_leaves_the_repository_as_it_was(registry, hub, command, monkeypatch):
+    waits = []  # of the hub's client, between its tries
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=waits.append))
     registry.tag(publish(registry).reference, "best")
     hub.refusal = ("/lfs/", 500)
     code, _, err = command("here", "push", "code@best", f"hub={REPO}")
-    assert code == RegistryError.exit_code and "run it again" in one_line(err)
+    assert code == RegistryError.exit_code and "run it again" in one_line(err) and len(waits) > 1
     assert hub.repos[REPO].messages == ["initial commit"]
 
 
@@ -198,7 +200,7 @@ def test_an_upload_that_fails_is_one_line_and_leaves_the_repository_as_it_was(re
 def test_a_slip_in_the_words_is_told(registry, arguments, said):
     publish(registry)
     with pytest.raises(SettingsError, match=re.escape(said)):
-        stage.main([*arguments, "--outputs", str(registry.root.parent)])
+        command_line.main([*arguments, "--outputs", str(registry.root.parent)])
 
 
 ROWS = [
@@ -221,7 +223,7 @@ def test_the_card_says_what_the_manifest_knows(registry):
     assert set(yaml.safe_load(head)["tags"]) >= {"proxy-tuning", "code", "lora"}
     assert "base_model" not in yaml.safe_load(head), "an embedded model is not on the hub"
     for fact in (
-        "`embedded:small`", "a" * 64, "b" * 64, "c" * 64, "9 train", "sft learning_rate=0.0001", "- seed: 7",
+        "`embedded:small`", "a" * 64, "b" * 64, "c" * 64, "900 train", "sft learning_rate=0.0001", "- seed: 7",
         "| base | - | 600 | 2.5 [2.4, 2.6] | 0 |", "| steered | 0.75 | 600 | 0.25 | - |", "| 0.75 | 0.25 | 1 |",
         f"pull hub={REPO}", "## Limits", "alpha=0.75", expert.manifest.command,
     ):  # fmt: skip

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,13 +18,7 @@ from proxytune.models.loading import load_model
 from proxytune.settings import Method, ModelRef, Peft
 from tests.models.tiny_family import TRAINING, save_llama, tokenizer, write_rows
 
-ROOT = Path(__file__).resolve().parents[2]
 FIELDS = TRAINING | {"max_steps": 8, "save_steps": 2, "logging_steps": 1, "eval_strategy": "no"}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> ModelRef:
-    return ModelRef(model=str(save_llama(tmp_path_factory.mktemp("models") / "small", seed=1)))
 
 
 def rows(folder: Path, chat: bool = False) -> dict[str, list]:
@@ -63,7 +55,7 @@ def uninterrupted(small, tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("whole"), small)[0]
 
 
-def killed(folder: Path, ref: ModelRef, after: int) -> subprocess.CompletedProcess[str]:
+def killed(warm, folder: Path, ref: ModelRef, after: int):
     """The same training in a process that is killed, for good, once step `after` was logged."""
     program = (
         "import os, signal, sys; from pathlib import Path\n"
@@ -71,12 +63,12 @@ def killed(folder: Path, ref: ModelRef, after: int) -> subprocess.CompletedProce
         f"def log(values, step):\n    if step > {after}: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"train(Path({str(folder)!r}), ModelRef(model={ref.model!r}), log=log)\n"
     )
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    return warm.run([], program=program)
 
 
-def test_a_killed_training_goes_on_to_the_very_weights_of_an_uninterrupted_one(small, uninterrupted, tmp_path):
-    done = killed(tmp_path, small, after=5)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def test_a_killed_training_goes_on_to_the_very_weights_of_an_uninterrupted_one(warm, small, uninterrupted, tmp_path):
+    done = killed(warm, tmp_path, small, after=5)
+    assert done.code == -signal.SIGKILL, done.err
     finished, figures = train(tmp_path, small)
     assert figures["resumed_from"] == "checkpoint-4" and figures["steps"] == 8
     mine, whole = weights(finished), weights(uninterrupted)
@@ -149,6 +141,26 @@ def test_a_field_reaches_the_trainer_under_trl_s_own_name(tmp_path, field, value
     assert getattr(configured(tmp_path, **{field: value}), field) == value
 
 
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "taken"), [(False, False, "neither"), (True, True, "bf16"), (True, False, "fp16")]
+)
+def test_mixed_precision_goes_by_the_hardware(monkeypatch, cuda, bf16, taken):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    chosen = fields._machine(seed=0)
+    assert (chosen["bf16"], chosen["fp16"]) == (taken == "bf16", taken == "fp16")
+    assert chosen["use_cpu"] is not cuda and chosen["gradient_checkpointing"] is cuda
+
+
+def test_steps_added_up_are_one_of_as_many_rows(small, tmp_path):
+    made = {}
+    for rows_a_step, steps in ((4, 1), (2, 2)):
+        changes = {"per_device_train_batch_size": rows_a_step, "gradient_accumulation_steps": steps, "max_steps": 3}
+        made[steps], _ = train(tmp_path / str(steps), small, **changes)
+    one, two = (weights(folder) for folder in made.values())
+    assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-5) for name in one)
+
+
 def test_null_leaves_a_field_to_trl_and_the_run_s_seed_is_the_trainer_s(tmp_path):
     from trl import SFTConfig
 
@@ -163,6 +175,7 @@ def test_null_leaves_a_field_to_trl_and_the_run_s_seed_is_the_trainer_s(tmp_path
         ({"early_stoping_patience": 1}, "did you mean 'early_stopping_patience'"),
         ({"lerning_rate": 1}, "method.lerning_rate.*did you mean 'learning_rate'"),
         ({"optim": "magic"}, "method: .*magic"),
+        ({"learning_rate": "fast"}, "method.learning_rate='fast': Input should be a valid number"),
     ],
 )
 def test_a_field_that_trl_does_not_have_or_refuses_is_told(tmp_path, given, told):
@@ -292,11 +305,22 @@ def test_a_training_that_was_finished_but_not_registered_is_not_done_again(small
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(finished).items())
 
 
-def test_qlora_is_refused_where_it_cannot_run():
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device, and qlora could run on it")
-    with pytest.raises(SettingsError, match=r"needs a CUDA GPU.*peft=lora"):
+def test_qlora_is_refused_where_it_cannot_run(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"needs bitsandbytes.*pip install bitsandbytes"):
         check_peft(Peft(name="qlora"))
+
+
+def test_qlora_tunes_over_4_bits_and_its_adapter_goes_over_the_weights_as_they_are(small, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="an optional package")
+    frozen = [p for p in Start(small).model(Peft(name="qlora")).parameters() if p.dtype == torch.uint8]
+    assert len(frozen) == 14, "seven linear layers in each of two blocks"
+    finished, figures = train(tmp_path / "4bit", small, peft=Peft(name="qlora", r=4))
+    _, plain = train(tmp_path / "whole", small, peft=Peft(r=4))
+    assert figures["loss"] == pytest.approx(plain["loss"], rel=0.2), "as far as random weights stand 4 bits"
+    ids = torch.tensor([tokenizer()("Question: what follows 7?").input_ids])
+    tuned, anti = load_model(small, adapter=finished), load_model(small)
+    assert not torch.allclose(tuned(ids).logits, anti(ids).logits, atol=1e-3)
 
 
 def test_dora_is_refused_with_the_reason():

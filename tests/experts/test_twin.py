@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,6 @@ from proxytune.settings import Healing, ModelRef
 from proxytune.tasks import almanac
 from tests.models.tiny_family import save_llama, tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 BASE = ModelRef(model="embedded:base")
 BRIEF = Healing(steps=8, batch_size=4, learning_rate=1e-3, warmup_steps=2, save_steps=3)
 
@@ -154,7 +151,7 @@ def small_job(folder: Path, model: str, log=lambda values, step: None) -> dict[s
     return twin.state_dict()
 
 
-def test_a_killed_healing_goes_on_to_the_very_weights_of_an_uninterrupted_one(tmp_path):
+def test_a_killed_healing_goes_on_to_the_very_weights_of_an_uninterrupted_one(warm, tmp_path):
     model = str(save_llama(tmp_path / "model", seed=1))
     program = (
         "import os, signal; from pathlib import Path\n"
@@ -162,8 +159,8 @@ def test_a_killed_healing_goes_on_to_the_very_weights_of_an_uninterrupted_one(tm
         "def log(values, step):\n    if step == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"small_job(Path({str(tmp_path / 'work')!r}), {model!r}, log)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = warm.run([], program=program)
+    assert killed.code == -signal.SIGKILL, killed.err
     (checkpoint,) = (tmp_path / "work").glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-6"
     steps = []

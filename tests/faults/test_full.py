@@ -7,36 +7,54 @@ import pytest
 from pipelines import exits
 from proxytune.errors import ModelError
 from proxytune.stages.room import in_smaller_batches
-from tests.faults.test_kill import SHORT, job, points
+from tests.faults.place import COMMANDS, Place, Whole
+from tests.faults.test_kill import ALL, points
+from tests.faults.writes import GROWING
+from tests.models.tiny_family import save_llama
 
-# The n-th forward of a model finds no memory, and so does every one with more than `rows` rows.
+# So many MiB more than a run begins with.
+LIMIT = """
+import resource
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + ({room} << 20), resource.RLIM_INFINITY))
+"""
+# From the n-th forward of a model on there is no memory for more than so many rows.
 SCARCE = """
 from transformers import LlamaForCausalLM
-forward = LlamaForCausalLM.forward
+forward, calls = LlamaForCausalLM.forward, []
 def scarce(self, *args, **kwargs):
-    if len(kwargs["input_ids"]) > {rows}:
+    calls.append(0)
+    if len(calls) >= {call} and len(kwargs["input_ids"]) > {rows}:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
     return forward(self, *args, **kwargs)
 LlamaForCausalLM.forward = scarce
 """
 
 
-@pytest.mark.parametrize("stage", SHORT)
-def test_a_disk_that_fills_up_at_a_write_is_one_line_and_spoils_nothing(place, stage):
-    state, arguments = job(place, stage)
-    whole = place.whole(state, arguments)
-    broken = {}
-    for at in points(whole):
-        place.reset(state)
-        full, _ = place.run(arguments, at=at, fault="full")
-        said = [line for line in full.err.splitlines() if line.startswith("proxytune: no space left")]
-        if full.code not in (0, 7) or len(said) != (full.code == 7) or "Traceback" in full.err:
-            broken[at, whole.seen[at - 1]] = [full.code, full.err[-600:]]
-            continue
-        again, _ = place.run(arguments)
-        if again.code or (full.code and place.tree() != whole.tree):
-            broken[at, whole.seen[at - 1]] = [again.code, again.err[-600:]]
+@pytest.mark.parametrize("name", ALL)
+def test_a_disk_that_fills_up_at_a_write_is_one_line_and_spoils_nothing(place: Place, name, record_property):
+    whole = place.whole(name)
+    moments = points(name, whole, GROWING)
+    faults = {f"{at} {whole.ended.seen[at - 1]}": filled_up(place, name, whole, at) for at in moments}
+    broken = {where: found for where, found in faults.items() if found}
+    record_property("full disks", len(moments))
+    record_property("lost, changed or badly told", len(broken))
     assert broken == {}
+
+
+def filled_up(place: Place, name: str, whole: Whole, at: int) -> list[str]:
+    """What is wrong after a disk that was full from a moment on, and had room again for a second run."""
+    arguments = place.begin(name)
+    full, _ = place.run(arguments, at=at, fault="full")
+    if full.code == 0:
+        return place.differences(whole)
+    told = [line for line in full.err.splitlines() if line.startswith("proxytune: no space left")]
+    if full.code != 7 or len(told) != 1 or "Traceback" in full.err:
+        return [f"ended with {full.code}: {full.err[-600:]}"]
+    again, _ = place.run(arguments)
+    if again.code not in COMMANDS[name].again:
+        return [f"the second run ended with {again.code}: {again.err[-600:]}"]
+    return place.differences(whole)
 
 
 @pytest.mark.parametrize(
@@ -53,28 +71,44 @@ def test_a_full_disk_is_told_alike_whoever_wrote(error):
     assert failure.code == 7 and failure.text.startswith("proxytune: no space left on the disk")
 
 
-@pytest.mark.parametrize("stage", ["decode", "evaluate"])
-def test_without_memory_for_a_batch_a_smaller_one_says_the_same(place, stage):
-    state, arguments = job(place, stage)
-    whole = place.whole(state, arguments)
-    place.reset(state)
-    ended, _ = place.run(arguments, program=SCARCE.format(rows=3))
+@pytest.mark.parametrize("room", [32, 100])
+def test_without_memory_to_load_a_model_it_stops_with_a_line_and_leaves_all_as_it_was(place: Place, room):
+    """Less than the weights take, and less than they and their copy do."""
+    large = save_llama(place.given / "large", seed=3, hidden=1024, rows=2112)  # 84 MB
+    words = [*place.begin("decode"), f"base_model={{model: {large}}}"]
+    before = place.tree()
+    ended, units = place.run(words, program=LIMIT.format(room=room))
+    assert ended.code == 4 and f"not enough memory for {large}" in ended.err.splitlines()[-1], ended.err
+    assert "Traceback" not in ended.err and not units and place.tree() == before
+
+
+@pytest.mark.parametrize("name", ["decode", "evaluate"])
+def test_without_memory_for_a_batch_a_smaller_one_says_the_same(place: Place, name):
+    whole = place.whole(name)
+    # two: expert and anti are read as two rows of one model for each row
+    ended, _ = place.run(place.begin(name), program=SCARCE.format(call=1, rows=2))
     assert ended.code == 0, ended.err
-    assert "out of memory; going on with 1 rows at a time" in ended.err
+    assert "out of memory; going on with one row at a time" in ended.err
     tree = place.tree()
-    names = [name for name in whole.tree if name.startswith(("points/", "replies"))]
-    for name in names:
-        for one, other in zip(whole.tree[name], tree[name], strict=True):
+    for key in (key for key in whole.tree if key.startswith(("points/", "replies"))):
+        for one, other in zip(whole.tree[key], tree[key], strict=True):
             assert one.get("text") == other.get("text")
             assert one.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-5)
 
 
-def test_without_memory_for_one_row_it_stops_with_a_line(place):
-    state, arguments = job(place, "decode")
-    place.reset(state)
-    ended, units = place.run(arguments, program=SCARCE.format(rows=0))
-    assert ended.code == 4 and "out of memory with one row at a time" in ended.err.splitlines()[-1]
-    assert "Traceback" not in ended.err and not units
+@pytest.mark.parametrize("name", ["decode", "evaluate", pytest.param("sweep", marks=pytest.mark.crash)])
+def test_without_memory_for_one_row_it_stops_with_a_line_and_goes_on_from_what_it_had(place: Place, name):
+    whole = place.whole(name)
+    left: list[int] = []
+    for call in (1, 2, 6, 14):
+        ended, before = place.run(place.begin(name), program=SCARCE.format(call=call, rows=0))
+        assert ended.code == 4 and "out of memory with one row at a time" in ended.err.splitlines()[-1], ended.err
+        assert "Traceback" not in ended.err
+        again, after = place.run(place.words(name))
+        assert again.code == 0 and place.differences(whole) == []
+        assert (before + after)["r"] == whole.units["r"], "no reply is written twice"
+        left.append(before.total())
+    assert left[0] == 0 and left[-1] > 0
 
 
 def test_batches_are_halved_and_other_errors_are_not_swallowed():

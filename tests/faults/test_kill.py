@@ -2,55 +2,86 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import pytest
 
 from tests.faults.conftest import LONG
-from tests.faults.place import Place, Whole
+from tests.faults.place import COMMANDS, Place, Resumed, Whole
+from tests.faults.warm import Ended
+from tests.tracking.conftest import server  # noqa: F401
+from tests.tracking.wandb_server import KEY
 
-POINTS, MOMENTS = 3, 20  # kills at writes of each stage in the short form; at random moments in the long one
-STAGES = ("expert", "decode", "evaluate", "sweep")
-SHORT = (*STAGES[:3], pytest.param("sweep", marks=pytest.mark.crash))
-
-
-def job(place: Place, stage: str) -> tuple[str, list[str]]:
-    if stage == "tag":
-        return "trained", ["registry", "tag", "qa", "good"]
-    return "empty" if stage == "expert" else "trained", place.stage(stage)
+POINTS, MOMENTS = 3, 20  # kills at writes of a command in the short form; at random moments in the long one
+BRIEF = ("expert", "decode", "evaluate", "tag", "import")  # in the short form
+ALL = [name if name in BRIEF else pytest.param(name, marks=pytest.mark.crash) for name in COMMANDS]
 
 
-def points(whole: Whole) -> list[int]:
-    """Every write, or a few spread over all of them."""
-    count = len(whole.seen)
-    return list(range(1, count + 1)) if LONG else [1 + (2 * n + 1) * count // (2 * POINTS) for n in range(POINTS)]
+def points(name: str, whole: Whole, kinds: Collection[str] = ()) -> list[int]:
+    """Every write (of these kinds, where some are given), or each so-many-th, or a few spread over all of them."""
+    found = [at for at, seen in enumerate(whole.ended.seen, 1) if not kinds or seen.split()[0] in kinds]
+    if LONG:
+        return found[:: COMMANDS[name].every]
+    return [found[(2 * n + 1) * len(found) // (2 * POINTS)] for n in range(POINTS)]
 
 
-@pytest.mark.parametrize("stage", [*SHORT, "tag"])
-def test_a_kill_at_a_write_loses_nothing_and_changes_nothing(place, stage):
-    state, arguments = job(place, stage)
-    whole = place.whole(state, arguments)
-    broken = {
-        (at, whole.seen[at - 1]): faults
-        for at in points(whole)
-        if (faults := place.killed_and_run_again(state, arguments, whole, at=at))
-    }
-    assert broken == {}
+def tell(record: Callable[[str, object], None], done: dict[str, Resumed]) -> None:
+    """Count the kills, and fail on those that broke something."""
+    record("kills", len(done))
+    record("lost or changed", sum(map(bool, (one.faults for one in done.values()))))
+    record("units redone at most", max((one.redone for one in done.values()), default=0))
+    record("seconds more at most", round(max((one.overhead for one in done.values()), default=0), 2))
+    assert {where: one.faults for where, one in done.items() if one.faults} == {}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_kill_at_a_write_loses_nothing_and_changes_nothing(place: Place, name, record_property):
+    whole = place.whole(name)
+    found = {f"{at} {whole.ended.seen[at - 1]}": at for at in points(name, whole)}
+    done = {where: place.killed_and_run_again(name, whole, at=at) for where, at in found.items()}
+    tell(record_property, {where: one for where, one in done.items() if one})
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_kill_at_any_moment_loses_nothing_and_changes_nothing(place, stage):
-    state, arguments = job(place, stage)
-    whole = place.whole(state, arguments)
-    chance = random.Random(stage)
-    moments = [chance.uniform(0, whole.seconds) for _ in range(MOMENTS)]
-    broken = {
-        after: faults
-        for after in moments
-        if (faults := place.killed_and_run_again(state, arguments, whole, after=after))
-    }
-    assert broken == {}
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_kill_at_any_moment_loses_nothing_and_changes_nothing(place: Place, name, record_property):
+    whole = place.whole(name)
+    chance = random.Random(name)
+    moments = [chance.uniform(0, whole.ended.wall) for _ in range(MOMENTS)]
+    done = {f"after {after:.3f} s": place.killed_and_run_again(name, whole, after=after) for after in moments}
+    tell(record_property, {where: one for where, one in done.items() if one})
+
+
+def test_a_sync_that_is_killed_uploads_every_run_once_in_the_end(place: Place, server, record_property):  # noqa: F811
+    def synced(**how) -> Ended:
+        return place.warm.run(["sync"], root=place.folder, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY, **how)
+
+    assert place.run([*place.begin("decode"), "tracker=wandb"])[0].code == 0
+    place.keep("mirrored")
+    synced()
+    place.reset("mirrored")
+    whole, lines = synced(), uploaded(server)
+    assert whole.code == 0 and all(lines.values()) and len(lines) == 1
+    chance, kills = random.Random("sync"), 0
+    moments = [{"at": at} for at in range(1, len(whole.seen) + 1)]
+    moments += [{"after": chance.uniform(0, whole.wall)} for _ in range(MOMENTS)]
+    for how in moments if LONG else moments[-1:]:
+        place.reset("mirrored")
+        server.runs.clear()
+        kills += synced(**how).code == -9
+        again = synced()
+        assert again.code == 0 and uploaded(server) == lines, (how, again.err)
+        assert "no run waits" in synced().out
+    record_property("kills", kills)
+
+
+def uploaded(server) -> dict[str, list[tuple[int, list[str]]]]:  # noqa: F811
+    """By run the step and the keys of each line: their order, and what an artifact is called, differ each time."""
+    lines = {run: map(json.loads, lines) for run, lines in server.runs.items()}
+    return {run: [(line["_step"], sorted(line)) for line in its] for run, its in lines.items()}
 
 
 def test_a_killed_writer_s_rest_is_cleared_by_the_next_one(tmp_path, monkeypatch):
@@ -64,10 +95,9 @@ def test_a_killed_writer_s_rest_is_cleared_by_the_next_one(tmp_path, monkeypatch
     assert sorted(tmp_path.iterdir()) == sorted([held, tmp_path / "a.json"])
 
 
-def test_a_damaged_step_of_the_harness_would_be_seen(place):
+def test_a_damaged_step_of_the_harness_would_be_seen(place: Place):
     """The comparison itself: a reply that differs, a file that is lost and one that is new are told."""
-    state, arguments = job(place, "decode")
-    whole = place.whole(state, arguments)
+    whole = place.whole("decode")
     changed = {**whole.tree, "replies.jsonl": [{"id": "other"}], "lost.json": [1]}
-    told = place.killed_and_run_again(state, arguments, Whole(changed, whole.units, whole.seconds, whole.seen), at=9)
-    assert "replies.jsonl differs" in told and "lost.json is lost" in told
+    told = place.killed_and_run_again("decode", replace(whole, tree=changed), at=9)
+    assert told and "replies.jsonl differs" in told.faults and "lost.json is lost" in told.faults

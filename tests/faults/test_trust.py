@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -13,10 +14,14 @@ from pathlib import Path
 import pytest
 
 from proxytune.errors import ProxytuneError
+from proxytune.experts.card import card
+from proxytune.experts.registry import Registry
 from proxytune.models import prompts
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.settings import ModelRef
+from tests.experts.hub_server import Hub
 from tests.models.tiny_family import save_llama, tokenizer
+from tests.tracking.surroundings import ROOT, command_lines
 
 HARM = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n"
 TURNS = [{"role": "user", "content": "hello"}]
@@ -124,22 +129,31 @@ CANARIES = {
 } | {"WANDB_API_KEY": "c" * 36 + "a11y"}
 
 
-def test_no_key_reaches_a_file_a_message_or_a_command_line(place):
-    """Every stage with keys in its environment and all loggers at debug; and an error, with its traceback."""
+def test_no_key_reaches_a_file_a_message_or_a_command_line(place, monkeypatch):
+    """Stages with keys in their environment and all loggers at debug; and an error, with its traceback."""
     loud = "import logging; logging.basicConfig(level=logging.DEBUG);"
     shown = []
     place.reset("empty")
     offline = CANARIES | {"WANDB_MODE": "offline"}
-    for stage in ("expert", "decode", "evaluate"):
-        ended, _ = place.run([*place.stage(stage), "tracker=wandb"], program=loud, **offline)
-        assert ended.code == 0, ended.err
-        shown += [ended.out, ended.err]
+    tracked, others = ("expert", "decode", "evaluate", "analyze"), ("report", "export")
+    with command_lines() as lines:
+        for stage in (*tracked, *others, "show"):
+            words = ["registry", "show", "qa"] if stage == "show" else place.words(stage)
+            ended, _ = place.run([*words, *["tracker=wandb"] * (stage in tracked)], program=loud, **offline)
+            assert ended.code == 0, ended.err
+            shown += [ended.out, ended.err]
+    assert any("wandb" in line for line in lines)  # so it was looked at while there was something to see
+    shown += lines
     bug = "from proxytune.stages import decode; decode.read_prompts = None;"
-    ended, _ = place.run(place.stage("decode"), program=loud + bug, **offline)
+    ended, _ = place.run(place.words("decode"), program=loud + bug, **offline)
     assert ended.code == 1 and "Traceback" in ended.err
     shown += [ended.out, ended.err]
+    for name, canary in CANARIES.items():
+        monkeypatch.setenv(name, canary)
+    shown.append(card(Registry(place.folder / "outputs" / "registry").resolve("qa"), "org/qa"))
     files = [path for path in place.folder.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files)
+    kinds = {path.suffix for path in files} | {path.name for path in files}
+    assert {".wandb", ".html", ".tar", "manifest.json"} <= kinds
     for canary in CANARIES.values():
         assert not [path for path in files if canary.encode() in path.read_bytes()]
         assert not [text for text in shown if canary in text]
@@ -155,6 +169,23 @@ def test_a_key_in_a_setting_s_place_is_not_repeated(tmp_path):
         "base.url=http://user:hunter22@host",
         "prompt=a",
     ]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(program, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "hunter22" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(("given", "count"), [(None, 0), ("1", 0), ("0", 1)])
+def test_no_library_tells_the_hub_that_it_is_used_unless_the_user_wants_it(given, count):
+    """TRL's trainers do it in these very words. With a `0` of the user's own it arrives, so the test can fail."""
+    program = """
+import proxytune
+from huggingface_hub.utils import _telemetry
+_telemetry.send_telemetry("trl/trainer", library_name="trl", user_agent={"trainer": "SFTTrainer"})
+_telemetry._TELEMETRY_QUEUE.join()
+"""
+    with Hub() as hub:
+        known = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_DISABLE_TELEMETRY", "CI")}
+        chosen = {} if given is None else {"HF_HUB_DISABLE_TELEMETRY": given}
+        environment = known | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)} | chosen
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len([path for path in hub.seen if "telemetry" in path]) == count

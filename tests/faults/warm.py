@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -23,19 +24,31 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120
-PLAIN = ("registry", "sync", "compare")  # commands with options of their own
+SECONDS = 300
+PLAIN = ("registry", "report", "sync", "compare")  # commands with options of their own
+# What takes long to import; whatever else a run had to import is imported once it has ended.
+NEEDED = (
+    "torch",
+    "transformers.models.llama.modeling_llama",
+    "safetensors.torch",
+    "peft",
+    "trl.trainer.sft_trainer",
+    "pipelines.launch",
+    "proxytune.stages.expert",
+    "proxytune.stages.evaluate",
+)
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a run ended: code is -9 after a kill, as subprocess has it; seen: its writes, if it lived.
 
-    seconds: of a processor, so that a busy machine does not count.
+    seconds: of a processor, so that a busy machine does not count. wall: by the clock.
     """
 
     code: int
     seconds: float
+    wall: float
     out: str
     err: str
     seen: list[str]
@@ -64,9 +77,9 @@ class Warm:
         program: str = "",
         **environment: str,
     ) -> Ended:
-        """One command line of proxytune. at, fault: as `Writes`, below `root`; after: killed at so many seconds.
+        """One command line of proxytune. at, fault: as `Writes`, below `root`; after: killed at so many seconds (wall).
 
-        program: a statement to run first in the fork.
+        program: statements to run first in the fork; all there is to run where no arguments are given.
         """
         root = root or self.folder
         job = {"arguments": list(arguments), "at": at, "fault": fault, "after": after, "root": str(root)}
@@ -75,37 +88,42 @@ class Warm:
         return Ended(**json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait(20)
+        self.process.kill()
+        self.process.communicate()
 
 
 def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    _import(["torch", "transformers", "safetensors.torch", "pipelines.launch"])
+    _import(NEEDED)
+    # transformers compiles 900 patterns before it loads its first model, and keeps them
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     for line in sys.stdin:
         job = json.loads(line)
-        values = None if job["arguments"][0] in PLAIN else _composed(*job["arguments"])
+        stage, *_ = job["arguments"] or PLAIN
+        values = None if stage in PLAIN else _composed(*job["arguments"])
         with tempfile.TemporaryDirectory() as folder:
+            for name in ("out", "err"):
+                Path(folder, name).touch()  # a kill may come before the fork opens them
             child = os.fork()
             if child == 0:
                 _child(job, values, Path(folder))
-            code, seconds = _wait(child, job["after"])
+            code, seconds, wall = _wait(child, job["after"])
             told = Path(folder, "told")
             known: dict[str, Any] = json.loads(told.read_text()) if told.exists() else {"seen": [], "modules": []}
             out, err = (Path(folder, name).read_text("utf-8", "replace") for name in ("out", "err"))
         _import(known["modules"])
-        ended = {"code": code, "seconds": seconds, "out": out, "err": err, "seen": known["seen"]}
+        ended = {"code": code, "seconds": seconds, "wall": wall, "out": out, "err": err, "seen": known["seen"]}
         print(json.dumps(ended), file=answers, flush=True)
 
 
-def _wait(child: int, after: float) -> tuple[int, float]:
+def _wait(child: int, after: float) -> tuple[int, float, float]:
+    """Exit code, seconds of a processor, seconds by the clock."""
     began, limit = time.monotonic(), after or SECONDS
     while True:
         done, status, used = os.wait4(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, time.monotonic() - began
         if time.monotonic() - began > limit:
             os.kill(child, signal.SIGKILL)
             limit = float("inf")
@@ -149,7 +167,7 @@ def _child(job: dict[str, Any], values: dict[str, Any] | None, folder: Path) -> 
         writes = Writes(Path(job["root"]), job["at"], job["fault"])
         writes.install()
         exec(job["program"], {})
-        code = _run(job["arguments"], values)
+        code = _run(job["arguments"], values) if job["arguments"] else 0
         sys.stdout.flush()
         writes.root = "/nowhere"
         (folder / "told").write_text(json.dumps({"seen": writes.seen, "modules": list(sys.modules)}))
@@ -169,6 +187,7 @@ def _import(names: Sequence[str]) -> None:
         if name not in sys.modules and not name.startswith(("__", "tests.")):
             with contextlib.suppress(BaseException):
                 importlib.import_module(name)
+    gc.freeze()  # what is shared with every fork is not looked through, and so not copied, in each of them
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Every write of a process below a folder as a numbered moment, at which it is killed or finds the disk full.
 
 Opening for writing, making, renaming, linking and removing are seen by Python's audit hook. What is written through
-Python's files, os.write and os.fsync by wrappers; what libraries write natively (safetensors, torch, tokenizers)
-by wrappers of their functions. A kill in a write leaves half of it.
+Python's files, os.write, os.sendfile and os.fsync by wrappers; what libraries write natively (safetensors, torch,
+tokenizers) by wrappers of their functions. A kill in a write leaves half of it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Writes:
     def install(self) -> None:
         """In this process, for good."""
         sys.addaudithook(self._audit)
-        real_open, real_write, real_fsync = io.open, os.write, os.fsync
+        real_open, real_write, real_fsync, real_sendfile = io.open, os.write, os.fsync, os.sendfile
         writes = self
 
         class File(io.FileIO):
@@ -55,12 +55,16 @@ class Writes:
             self.moment("write", handle, lambda: real_write(handle, bytes(data)[: len(data) // 2]))
             return real_write(handle, data)
 
+        def copied(out, source, offset, count):
+            self.moment("write", out, lambda: real_sendfile(out, source, offset, os.fstat(source).st_size // 2))
+            return real_sendfile(out, source, offset, count)
+
         def synced(handle):
             self.moment("fsync", handle)
             return real_fsync(handle)
 
         builtins.open = io.open = opened
-        os.write, os.fsync = wrote, synced
+        os.write, os.fsync, os.sendfile = wrote, synced, copied
         self._install_native()
 
     def _install_native(self) -> None:
@@ -114,6 +118,8 @@ class Writes:
             target = args[place]
             if isinstance(handle, int) and handle >= 0 and not os.path.isabs(target):
                 target = os.path.join(os.readlink(f"/proc/self/fd/{handle}"), os.fsdecode(target))
+            if event == "os.mkdir" and os.path.isdir(target):
+                return  # asked for in case it is missing
             self.moment(event.removeprefix("os."), target)
 
     def _inside(self, target: Any) -> str:

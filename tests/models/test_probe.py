@@ -93,6 +93,25 @@ def test_rounded_scores_raise_the_tolerance():
     assert "steps of 0.01" in outcome(found, "rounding")[1]
 
 
+def test_scores_that_change_once_when_a_prompt_is_cached_raise_the_tolerance():
+    """As those of a model of 4 bits a weight do, whose rows are multiplied in another way alone than many at once."""
+    known = set()
+
+    def lie(reply, body):
+        if tuple(body["prompt"]) not in known:
+            known.add(tuple(body["prompt"]))
+            faults.put(reply, [[token, score * 1.04] for token, score in faults.pairs(reply)])
+        return reply
+
+    with serving("llamacpp") as server:
+        server.lie = lie
+        found = examine(server)
+    assert 0.04 < found.abilities.tolerance < 1 and found.abilities.top == SIZE
+    assert "nats off once a prompt is cached" in outcome(found, "rounding")[1]
+    with serving("llamacpp") as server:
+        assert found.likeness == examine(server).likeness[: len(found.likeness)]
+
+
 def add_bos(reply, body):
     reply["usage"]["prompt_tokens"] += 1
     return reply

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
 import torch
 
 from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.remote import CertifiedReply
 from proxytune.decoding.request import Limits, Request
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.local import LocalSource
@@ -48,3 +50,13 @@ def asked(count: int, choices: tuple[Sampling, ...]) -> list[Request]:
         choice = replace(choices[n % len(choices)], seed=n)
         requests.append(Request(roles, Limits(8, frozenset({END})), ((0.5, 1.0, 1.5)[n // 3 % 3],), choice))
     return requests
+
+
+def holds(replies: Sequence[CertifiedReply], truth: Sequence[Sequence[int]]) -> None:
+    """Every certified token is the true one, as long as the tokens before it are."""
+    for reply, tokens in zip(replies, truth, strict=True):
+        assert len(reply.certified) == len(reply.token_ids)
+        for mine, certified, theirs in zip(reply.token_ids, reply.certified, tokens, strict=False):
+            assert mine == theirs or not certified
+            if mine != theirs:
+                break

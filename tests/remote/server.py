@@ -22,9 +22,9 @@ Fault = Callable[["Handler", dict[str, Any]], None]
 class Server(ThreadingHTTPServer):
     """Serves `model(ids) -> (T, V)` logits after each id.
 
-    faults are used up one a request; `lie` changes every honest answer. asked: the bodies of requests for scores.
-    most_top, chosen, prompt_scores: what this server can do; told: whether it tells scores at all (openai). after:
-    scores are taken after temperature and bias.
+    faults are used up one a request, and `luck` says what becomes of every other; `lie` changes honest answers. asked:
+    the bodies of requests for scores. most_top, chosen, prompt_scores: what this server can do; told: whether it tells
+    scores at all (openai). after: scores are taken after temperature and bias.
     """
 
     daemon_threads = True
@@ -42,10 +42,13 @@ class Server(ThreadingHTTPServer):
         self.told = abilities.pop("told", True)
         assert not abilities
         self.faults: list[Fault] = []
+        self.luck: Callable[[], Fault | None] = lambda: None
         self.lie: Callable[[dict[str, Any], dict[str, Any]], Any] = lambda reply, body: reply
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.connections = 0
+        self.chosen_now: dict[int, bool] = {}  # by thread: whether the request that is being answered asks for ids
+        self.mixed = False  # whether requests for ids and for the best scores were ever answered together
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def __exit__(self, *exception: object) -> None:
@@ -193,9 +196,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(404, {"error": {"message": "no such path"}})
         self.server.asked.append(body)
         self.server.headers.append(dict(self.headers))
+        self.server.chosen_now[threading.get_ident()] = bool(body.get("logprob_token_ids"))
         status, reply = self.server.answer(body)
-        if self.server.faults:
-            return self.server.faults.pop(0)(self, reply)
+        self.server.mixed |= len(set(self.server.chosen_now.values())) > 1
+        self.server.chosen_now.pop(threading.get_ident())
+        if fault := self.server.faults.pop(0) if self.server.faults else self.server.luck():
+            return fault(self, reply)
         self.reply(status, self.server.lie(reply, body) if status == 200 else reply)
 
     def reply(self, status: int, value: Any, **headers: str) -> None:

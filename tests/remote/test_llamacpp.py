@@ -19,7 +19,7 @@ from proxytune.models.probe import Abilities, probe
 from proxytune.models.remote import RemoteBase
 from proxytune.settings import Remote
 from proxytune.steering.choice import Sampling
-from tests.remote.embedded import BASE, SIZE, asked, mixture
+from tests.remote.embedded import BASE, SIZE, asked, holds, mixture
 from tests.remote.tiny_gguf import convert, served
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install xllamacpp gguf")
@@ -46,15 +46,13 @@ def test_of_20_scores_every_certified_token_is_the_local_loop_s(url):
     tokenizer = load_tokenizer(BASE)
     local = dict(Engine(mix, tokenizer, batch_size=100).run(requests))
     engine = RemoteEngine(remote(url, 20), Abilities(20), mix.pairs, mix.vocabulary, tokenizer)
-    certain = {choice: [] for choice in SHARES}
-    for i, reply in engine.run(requests):
+    found, certain = dict(engine.run(requests)), {choice: [] for choice in SHARES}
+    holds([found[i] for i in range(100)], [local[i].token_ids for i in range(100)])
+    for i, reply in found.items():
         certain[replace(requests[i].sampling, seed=0)] += reply.certified
-        for mine, certified, theirs in zip(reply.token_ids, reply.certified, local[i].token_ids, strict=False):
-            assert mine == theirs or not certified
-            if mine != theirs:
-                break
-    found = {choice: sum(each) / len(each) for choice, each in certain.items()}
-    assert all(found[choice] >= share for choice, share in SHARES.items()), found
+    shares = {choice: sum(each) / len(each) for choice, each in certain.items()}
+    print(", ".join(f"{choice.temperature:g}, {choice.top_p:g}: {share:.3f}" for choice, share in shares.items()))
+    assert all(shares[choice] >= share for choice, share in SHARES.items()), shares
 
 
 def test_asking_for_more_where_needed_gives_the_local_text(url):

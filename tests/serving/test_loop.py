@@ -38,9 +38,9 @@ class Heard:
         self.job = Job(engine, request, self.updates.put, streams)
 
     def all(self) -> list[Update]:
-        found = [self.updates.get(timeout=20)]
+        found = [self.updates.get(timeout=120)]
         while not found[-1].last:
-            found.append(self.updates.get(timeout=20))
+            found.append(self.updates.get(timeout=120))
         return found
 
     @property
@@ -85,7 +85,7 @@ def test_many_threads_ask_at_once(engines):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=300)
     loop.close()
     assert found == {seed: alone(asked(seed, alpha=seed / 10)) for seed in range(24)}
 
@@ -105,7 +105,7 @@ def test_all_of_a_request_s_choices_are_taken_or_none(loop):
 def test_a_cancelled_request_is_not_heard_of_again_and_the_next_takes_its_place(loop):
     long = [Heard(asked(seed, 4000)) for seed in range(3)]
     loop.submit([each.job for each in long])
-    assert not long[0].updates.get(timeout=20).last
+    assert not long[0].updates.get(timeout=120).last
     loop.cancel([each.job for each in long])
     until(lambda: loop.open["steered"] == 0)
     assert loop.cancelled == 3 and not loop.engines["steered"].busy
@@ -142,7 +142,7 @@ def test_closing_ends_what_is_left_and_takes_no_more(engines):
     loop = Loop(engines, queue=10)
     heard = [Heard(asked(seed, 4000)) for seed in range(5)]
     loop.submit([each.job for each in heard])
-    heard[0].updates.get(timeout=20)
+    heard[0].updates.get(timeout=120)
     loop.close()
     assert all(isinstance(each.all()[-1].error, Closed) for each in heard)
     assert loop.open["steered"] == 0 and not loop.alive

@@ -106,7 +106,7 @@ def browser():
 def page(browser, server):
     """A phone in the dark; `said` is what its console heard, `asked` where it looked."""
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)
     page.said, page.asked = [], []
     page.on("console", lambda message: page.said.append(message.text))
     page.on("pageerror", lambda error: page.said.append(str(error)))

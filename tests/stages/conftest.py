@@ -60,6 +60,26 @@ def place(trained, tmp_path) -> Place:
     return replace(trained, outputs=outputs)
 
 
+@pytest.fixture
+def pictures() -> None:
+    """For a test that looks at a picture: it is drawn to the end."""
+
+
+@pytest.fixture(autouse=True)
+def sketches(request, monkeypatch) -> None:
+    """Panels are drawn into every picture, but pixels take longer than most stages here: they are left out."""
+    if "pictures" in request.fixturenames:
+        return
+    from matplotlib.figure import Figure
+
+    whole = Figure.savefig
+
+    def savefig(self, file, *, format: str, **how):
+        return file.write(b"a picture") if format == "png" else whole(self, file, format=format, **how)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+
 @pytest.fixture(scope="module")
 def base(trained):
     """What a server of the family's base computes."""

@@ -19,7 +19,7 @@ def records(place, summary) -> list[dict]:
     return read_checked(place.outputs / summary["records"])
 
 
-def test_an_evaluation_s_replies_are_looked_at_as_they_were_steered(place, capsys):
+def test_an_evaluation_s_replies_are_looked_at_as_they_were_steered(place, pictures, capsys):
     run = evaluate.run(place.settings(Evaluate, alpha=0.5, bootstrap_samples=50)).path.parent
     found = look(place, run=run)
     assert (found["alpha"], found["system"], found["replies"], found["expert"]) == (0.5, "steered", 9, "qa@v1")

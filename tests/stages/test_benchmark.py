@@ -16,7 +16,7 @@ from proxytune.evaluation.benchmarks.benchmark import Prompt, user
 from proxytune.evaluation.summary import SCORES
 from proxytune.evaluation.system import System
 from proxytune.experts.registry import Registry
-from proxytune.files import read_json, read_jsonl, resource
+from proxytune.files import Journal, read_json, read_jsonl, resource
 from proxytune.models.loading import load_model
 from proxytune.settings import Benchmark, Evaluate, load
 from proxytune.stages import benchmark, evaluate
@@ -125,7 +125,7 @@ def test_what_was_written_before_an_interruption_is_not_written_again(place, gsm
         patch.setattr(written.Journal, "append", interrupted)
         run(place, "gsm8k", gsm, max_new_tokens=6, temperature=1.0, tuned=None)
     (part,) = (place.outputs / "points").glob("gsm8k-base-*.part")
-    assert len(read_jsonl(part)) == 4
+    assert len(Journal(part).rows) == 4
     asked = []
     build = system.build
     monkeypatch.setattr(
@@ -134,6 +134,34 @@ def test_what_was_written_before_an_interruption_is_not_written_again(place, gsm
     again = run(place, "gsm8k", gsm, max_new_tokens=6, temperature=1.0, tuned=None)
     assert [engine.handles for engine in asked] == [3, 7, 7] and again.records == whole.records
     assert not list((place.outputs / "points").glob("*.part"))
+
+
+@pytest.mark.parametrize(("name", "stopped"), [("truthfulqa_likelihood", 3), ("heldout_loss", 4)])
+def test_what_was_weighed_before_an_interruption_is_not_weighed_again(name, stopped, place, mc, monkeypatch):
+    """Of single replies a batch that was cut (here the second, of three) is weighed again as a whole."""
+    rows = mc if name != "heldout_loss" else None
+    given = {"tuned": None, "alpha": 0.5, "alphas": [1.0], "score_batch_size": 3}
+    whole = run(place, name, rows, **given)
+    points, count = place.outputs / "points", len(whole.records["base", None])
+    for file in points.glob(f"{name}-*"):
+        file.unlink()
+    append, left = weighed.Journal.append, iter(range(100))
+
+    def interrupted(self, row):
+        append(self, row)
+        if next(left) == stopped - 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(weighed.Journal, "append", interrupted)
+        run(place, name, rows, **given)
+    (part,) = points.glob(f"{name}-base-*.part")
+    assert len(Journal(part).rows) == stopped
+    again = []
+    monkeypatch.setattr(weighed, "track", lambda found, label, total: (again.append(total), found)[1])
+    assert run(place, name, rows, **given).records == whole.records
+    assert again == [count - 3, count, count]
+    assert not list(points.glob("*.part"))
 
 
 def test_a_prompt_that_does_not_fit_is_told_and_counts_as_unparsed(place, gsm, capsys):

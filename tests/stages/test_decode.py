@@ -125,6 +125,16 @@ def test_no_prompt_two_prompts_and_a_missing_file_are_told(place, tmp_path, monk
         run(place, prompt=" ")
 
 
+def test_prompts_that_end_in_a_space_are_told_and_taken(tmp_path, capsys):
+    assert decode.read_prompts("One ", None)[0]["prompt"] == "One "
+    assert "the prompt ends in a space" in capsys.readouterr().err
+    (tmp_path / "p.txt").write_text("One\nTwo \nThree\t\n")
+    decode.read_prompts(None, str(tmp_path / "p.txt"))
+    assert "2 of 3 prompts end in a space" in capsys.readouterr().err
+    decode.read_prompts("One", None)
+    assert capsys.readouterr().err == ""
+
+
 def test_an_out_that_is_a_folder_is_told(place, tmp_path):
     with pytest.raises(StorageError, match="cannot write"):
         run(place, prompt=ASKED, out=tmp_path)

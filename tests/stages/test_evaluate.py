@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +13,6 @@ from proxytune.settings import Data, Evaluate
 from proxytune.stages import evaluate, trio
 from tests.models.tiny_family import write_rows
 
-ROOT = Path(__file__).resolve().parents[2]
 ROW = {"system", "alpha", "n", "loss", "metric", "metric_name", "loss_ci", "metric_ci"}
 
 
@@ -95,10 +91,10 @@ def test_scores_go_into_the_manifest(place):
     assert (kept["alpha"], kept["n"], kept["loss"]) == (0.5, 9, steered["loss"])
 
 
-def test_a_kill_between_two_points_leaves_whole_points_and_the_rest_is_computed(place, trained):
+def test_a_kill_between_two_points_leaves_whole_points_and_the_rest_is_computed(warm, place):
     settings = place.settings(Evaluate, alpha=0.5, tuned=None)
     program = (
-        "import os, signal, sys\n"
+        "import os, signal\n"
         "from proxytune.settings import Evaluate\n"
         "from proxytune.stages import evaluate\n"
         "replace, points = os.replace, []\n"
@@ -106,16 +102,10 @@ def test_a_kill_between_two_points_leaves_whole_points_and_the_rest_is_computed(
         "    points.extend([target] if '/points/' in str(target) else [])\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if len(points) == 2 else replace(source, target)\n"
         "os.replace = killing\n"
-        "evaluate.run(Evaluate.model_validate_json(sys.argv[1]))\n"
+        f"evaluate.run(Evaluate.model_validate_json({settings.model_dump_json()!r}))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, settings.model_dump_json()],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = warm.run([], program=program)
+    assert done.code == -signal.SIGKILL, done.err
     whole = {name: content for name, content in points(place).items() if name.endswith(".jsonl") and name[0] != "."}
     assert [name.split("-")[1] for name in whole] == ["base"]
     evaluate.run(settings)
@@ -156,6 +146,12 @@ def test_only_a_tuned_base_that_fits_is_found(place):
     for name, at in (("qa", settings), ("qa-tuned", other_base)):
         with pytest.raises(TrioError, match=r"is not .* tuned directly"):
             trio.tuned_base(at, expert, name)
+
+
+def test_a_tuned_base_that_does_not_fit_is_refused_before_anything_is_measured(place):
+    with pytest.raises(TrioError, match="tuned directly"):
+        run(place, tuned="qa")
+    assert not (place.outputs / "points").exists()
 
 
 def test_an_expert_that_is_not_there_or_was_changed_is_refused(place):

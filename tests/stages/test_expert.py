@@ -157,7 +157,6 @@ def test_whole_models_make_a_chain_of_two_models_and_an_anti_may_be_chosen(place
         ({"anti": "start"}, SettingsError, "is an adapter, and an anti is a whole model"),
         ({"data": "chat"}, SettingsError, "the rows are messages, and qa@v1 was tuned on texts"),
         ({"method": {"name": "dpo", "packing": True}}, SettingsError, "unknown key method.packing"),
-        ({"peft": {"name": "qlora"}}, SettingsError, "qlora needs"),
     ],
 )
 def test_what_cannot_be_gone_on_from_is_told_before_training(place, tmp_path, changes, error, told):

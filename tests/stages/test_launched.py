@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,26 +14,27 @@ from proxytune.experts.registry import Registry
 from proxytune.settings import Expert
 from proxytune.stages import expert
 
-ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"name": "sft", "max_steps": 60, "save_steps": 4, "logging_steps": 5, "per_device_train_batch_size": 2}
 PROGRAM = """
-import json, sys
-from proxytune.settings import Expert, load
+import os, pathlib, signal, threading, time
+from proxytune.settings import Expert
 from proxytune.stages import expert
-expert.run(load(Expert, json.load(open(sys.argv[1]))))
+
+def look():
+    while not list(pathlib.Path({outputs!r}).glob("training/*/checkpoints/checkpoint-{step}/complete.json")):
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=look, daemon=True).start()
+expert.run(Expert.model_validate_json({settings!r}))
 """
 
 
-def killed_after(step: int, settings: Expert, file: Path) -> None:
+def killed_after(step: int, settings: Expert, warm) -> None:
     """The training in a process of its own, which is killed once the checkpoint of that step is complete."""
-    file.write_text(settings.model_dump_json())
-    command = subprocess.Popen([sys.executable, "-c", PROGRAM, str(file)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 300
-    while not list(settings.outputs.glob(f"training/*/checkpoints/checkpoint-{step}/complete.json")):
-        assert command.poll() is None and time.monotonic() < until, "it ended before it could be killed"
-        time.sleep(0.02)
-    command.send_signal(signal.SIGKILL)
-    command.wait()
+    told = {"outputs": str(settings.outputs), "step": step, "settings": settings.model_dump_json()}
+    done = warm.run([], program=PROGRAM.format(**told), after=300)
+    assert done.code == -signal.SIGKILL, f"it ended before it could be killed: {done.err}"
 
 
 def losses(run: Path) -> list[float]:
@@ -45,13 +43,11 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_weights_of_one_with_twice_the_accumulation_also_when_killed_on_the_way(
-    place, tmp_path
-):
+def test_two_processes_train_the_weights_of_one_with_twice_the_accumulation_also_when_killed_on_the_way(warm, place):
     alone = place.settings(Expert, name="alone", method=FIELDS | {"gradient_accumulation_steps": 2})
     both = place.settings(Expert, name="both", method=FIELDS, launch={"name": "ddp", "processes": 2})
     one = expert.run(alone)
-    killed_after(4, both, tmp_path / "settings.json")
+    killed_after(4, both, warm)
     two = expert.run(both)
 
     assert two.manifest.training["resumed_from"] is not None, "the checkpoints of both ranks were complete"

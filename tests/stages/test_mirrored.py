@@ -15,32 +15,25 @@ from proxytune.settings import Expert, Sweep, Tracker
 from tests.stages.conftest import STEPS, Place
 from tests.tracking.surroundings import clean_environment
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (
-    "import sys; from proxytune import settings; from proxytune.stages import expert, sweep\n"
-    "expert.run(settings.Expert.model_validate_json(sys.argv[1]))\n"
-    "sweep.run(settings.Sweep.model_validate_json(sys.argv[2]))\n"
+    "import os; from proxytune import settings; from proxytune.stages import expert, sweep\n"
+    "os.environ.clear(); os.environ.update({environment!r})\n"
+    "expert.run(settings.Expert.model_validate_json({expert!r}))\n"
+    "sweep.run(settings.Sweep.model_validate_json({sweep!r}))\n"
 )
 
 
 @pytest.fixture(scope="module")
-def outputs(trained: Place, tmp_path_factory) -> Path:
+def outputs(warm, trained: Place, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mirrored")
     tracker = Tracker(name="wandb", project="tests", group="first-try", tags=["mine"])
     method = STEPS | {"logging_steps": 2, "eval_strategy": "steps", "eval_steps": 6}
-    asked = (
-        trained.settings(Expert, tracker=tracker, outputs=folder / "outputs", method=method),
-        trained.settings(Sweep, tracker=tracker, outputs=folder / "outputs", alphas=[0.0, 1.0]),
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *(settings.model_dump_json() for settings in asked)],
-        env=clean_environment(folder, WANDB_MODE="offline"),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    tuned = trained.settings(Expert, tracker=tracker, outputs=folder / "outputs", method=method, sample_steps=6)
+    swept = trained.settings(Sweep, tracker=tracker, outputs=folder / "outputs", alphas=[0.0, 1.0])
+    told = {"expert": tuned.model_dump_json(), "sweep": swept.model_dump_json()}
+    environment = clean_environment(folder, WANDB_MODE="offline")
+    done = warm.run([], program=PROGRAM.format(environment=environment, **told))
+    assert done.code == 0, done.err
     return folder / "outputs"
 
 
@@ -79,6 +72,7 @@ def test_an_expert_s_run_has_its_curve_its_artifact_and_where_that_came_from(out
     assert [step for step, _ in curve] == [2, 4, 6, 8, 10, 12] and curve[-1][1] < curve[0][1]
     assert [row["step"] for row in found["history"] if "validation/loss" in row] == [6, 12]
     assert found["summary"]["training/steps"] == 12
+    assert tables(found["history"]) == {"samples": 18}, "of three systems, on three prompts, twice"
     model, rows = found["artifacts"]["model"], found["artifacts"]["dataset"]
     assert model["name"] == "qa" and "local-v1" in model["aliases"] and rows["name"] == "qa-rows"
     folder = (outputs / "registry" / "qa" / "v1").as_uri()

@@ -73,5 +73,7 @@ def test_from_the_command_line(place, capsys, tmp_path):
     assert cli.main(["report", str(run / "summary.json"), *options]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out)
     assert len(data(out)["rows"]) == 2 and "--generations 2" in out.read_text("utf-8")
-    assert cli.main(["report", str(tmp_path / "nowhere")]) == DataError.exit_code
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    near = run.with_name(run.name[:-1])
+    assert cli.main(["report", str(near)]) == DataError.exit_code
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"proxytune: there is no {near} (did you mean {run.name!r}")

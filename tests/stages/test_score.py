@@ -15,6 +15,7 @@ from proxytune.files import read_jsonl
 from proxytune.settings import Benchmark, Fields, Judge, Score, load
 from proxytune.stages import score
 from tests.evaluation.test_judges import Api
+from tests.tasks.test_row_files import written
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = ROOT.parent / "shared" / "data"
@@ -24,11 +25,6 @@ GSM = [
     {"question": "c?", "answer": "7", "model_output": "I do not know"},
     {"question": "d?", "answer": "#### 5", "model_output": "5 or 6"},
 ]
-
-
-def written(path: Path, *lines: object) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
-    return path
 
 
 def run(path: Path, name: str = "gsm8k", fields: dict | None = None, **given):
@@ -125,6 +121,40 @@ def test_references_are_joined_by_order_by_id_and_by_question(tmp_path, capsys):
     assert run(written(tmp_path / "d.jsonl", *by_order[:2]), rows=rows, limit=2)["exact_match"] == 1
 
 
+def test_ids_that_say_another_order_are_never_joined_by_order(tmp_path):
+    rows = written(tmp_path / "test.jsonl", *({"question": f"q{i}? ", "answer": f"#### {i}"} for i in range(4)))
+
+    def scored(*names):
+        lines = [{"question": name, "output": name[1]} for name in names]
+        return run(written(tmp_path / "p.jsonl", *lines), rows=rows)["exact_match"]
+
+    assert scored("q3?", "q1?", "q0?", "q2?") == 1  # spaces at the ends of a name say nothing
+    assert scored("q0?", "q1 changed?", "q2?", "q3?") == 1  # as good as in the rows' order
+    with pytest.raises(DataError, match="line 2: no row is called 'q1 changed"):
+        scored("q3?", "q1 changed?", "q0?", "q2?")
+    from_one = [{"id": i + 1, "output": str(i)} for i in range(4)]
+    assert run(written(tmp_path / "p.jsonl", *from_one), rows=rows)["exact_match"] == 1
+
+
+def test_rows_without_an_output_are_counted(tmp_path):
+    rows = written(tmp_path / "test.jsonl", *({"question": f"q{i}?", "answer": f"#### {i}"} for i in range(4)))
+    path = written(tmp_path / "p.jsonl", {"question": "q2?", "output": "2"})
+    assert run(path, rows=rows)["missing"] == 3 and "missing" not in run(written(path, *GSM))
+
+
+def test_an_output_that_is_null_is_an_empty_one(tmp_path):
+    found = run(written(tmp_path / "p.jsonl", {"answer": "1", "output": "1"}, {"answer": "1", "output": None}))
+    assert (found["exact_match"], found["unparsed"]) == (0.5, 1)
+    verdicts = {"Question": "q", "output": None, "GPT-true acc": 1, "GPT-info acc": 0}
+    assert run(written(tmp_path / "p.jsonl", verdicts), "truthfulqa_open")["true"] == 1
+
+
+def test_an_output_with_half_a_character_can_be_kept(tmp_path):
+    path = written(tmp_path / "p.jsonl", '{"answer": "1", "output": "\\ud83d 1"}')
+    assert run(path, out=tmp_path / "o.jsonl")["exact_match"] == 1
+    assert read_jsonl(tmp_path / "o.jsonl")[0]["outputs"] == ["\ufffd 1"]
+
+
 def test_a_join_that_cannot_be_made_is_refused(tmp_path):
     rows = written(tmp_path / "test.jsonl", *({"question": f"q{i}?", "answer": f"#### {i}"} for i in range(4)))
     with pytest.raises(DataError, match=r"has 3 rows for 4 of gsm8k, and no id"):
@@ -163,6 +193,15 @@ def test_without_predictions_there_is_one_line(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err == "proxytune: there is nothing to score (set predictions=FILE)\n"
 
 
+def test_what_has_no_outputs_cannot_be_scored(tmp_path):
+    from proxytune.evaluation.benchmarks import catalog, weighed
+
+    assert {*catalog.WEIGHED} == {*weighed.KINDS, "heldout_loss"}
+    for name in catalog.WEIGHED:
+        with pytest.raises(SettingsError, match=f"use proxytune evaluate benchmark={name}"):
+            run(written(tmp_path / "p.jsonl", *GSM), name)
+
+
 # Released forms
 
 
@@ -198,6 +237,22 @@ def test_verdicts_that_a_file_tells_are_taken_and_that_is_said(tmp_path, capsys)
     found = run(written(tmp_path / "h.jsonl", *lines), "humaneval")
     assert (found["n"], found["outputs"], found["pass@10"]) == (1, 10, 1.0)
     assert found["pass@1"] == pytest.approx(0.3)
+
+
+def test_verdicts_of_code_may_be_spelled_out_listed_or_lacking(tmp_path):
+    def passed(*lines, **fields):
+        return run(written(tmp_path / "p.jsonl", *lines), "humaneval", fields=fields)
+
+    told = ["True", "False", "passed", "failed: no", "timed out", 1, 0.0, None]
+    found = passed(*({"task_id": "HumanEval/0", "completion": "x", "result": one} for one in told), verdict=["result"])
+    assert (found["pass@1"], found["outputs"], found["unparsed"]) == (pytest.approx(3 / 8), 8, 1)
+    listed = {"task_id": "HumanEval/0", "completion": ["x"] * 10, "passed": [True] + [False] * 9}
+    found = passed(listed)
+    assert (found["pass@1"], found["pass@10"], found["outputs"]) == (pytest.approx(0.1), 1, 10)
+    with pytest.raises(DataError, match="line 1: 1 verdicts for 10 outputs"):
+        passed(listed | {"passed": True})
+    with pytest.raises(DataError, match="line 1: 'maybe' is no verdict"):
+        passed({"task_id": "HumanEval/0", "completion": "x", "passed": "maybe"})
 
 
 def test_a_judge_of_preferences_must_be_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from proxytune.models.identity import identify
 from proxytune.models.loading import load_tokenizer
 from proxytune.models.trio import load as load_trio
 from proxytune.settings import Data, Expert, TaskChoice
-from proxytune.stages import expert, loop
+from proxytune.stages import expert
 from proxytune.stages import trio as trios
+from proxytune.stages.self_rewarding import loop
 from tests.evaluation.test_judges import Api
 from tests.models.tiny_family import write_rows
 
@@ -75,7 +77,7 @@ def scorer():
 
 def by(scorer, **more):
     """The server judges. A method's settings; retries fail at once."""
-    return {"judge": {"by": "judge-1", "url": scorer.url, "samples": 2, "timeout": 5, "retries": 0} | more}
+    return {"judge": {"by": "judge-1", "url": scorer.url, "samples": 2, "timeout": 60, "retries": 0} | more}
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,35 @@ def test_a_loop_that_is_killed_again_and_again_ends_with_the_very_files_of_one_t
             deaths += 1
     assert deaths == 4 and last.reference == "instruction-m3@v1"
     assert said.count("answers") == 2 * 48, "no answer was written twice"
+    mine, whole = results(place.outputs), results(looped[0].outputs)
+    assert mine.keys() == whole.keys() and [name for name in whole if mine[name] != whole[name]] == []
+
+
+PROGRAM = """
+import os, pathlib, signal, threading, time
+from proxytune.settings import Expert
+from proxytune.stages import expert
+
+def look():
+    while not any(path.stat().st_size for path in pathlib.Path({outputs!r}).glob({pattern!r})):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=look, daemon=True).start()
+expert.run(Expert.model_validate_json({settings!r}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["cache/replies/*.jsonl", "training/*/checkpoints/checkpoint-1/complete.json"])
+def test_a_loop_that_dies_of_a_signal_ends_with_the_very_files_of_one_that_did_not(warm, looped, tmp_path, pattern):
+    """While answers are being written, and while a round's training has a checkpoint."""
+    place = replace(looped[0], outputs=tmp_path / "outputs")
+    asked = settings(place, method=looped[1])
+    told = {"outputs": str(place.outputs), "pattern": pattern, "settings": asked.model_dump_json(exclude_unset=True)}
+    done = warm.run([], program=PROGRAM.format(**told))
+    assert done.code == -signal.SIGKILL, f"it ended before it could be killed: {done.err}"
+    assert expert.run(asked).reference == "instruction-m3@v1"
     mine, whole = results(place.outputs), results(looped[0].outputs)
     assert mine.keys() == whole.keys() and [name for name in whole if mine[name] != whole[name]] == []
 

@@ -121,8 +121,7 @@ def test_a_second_run_asks_no_more_than_the_probe_and_another_model_is_measured_
 def test_the_key_is_in_no_file(place, serving, monkeypatch):
     monkeypatch.setenv("CANARY", "sk-canary-0123456789")
     with serving("vllm") as server:
-        base = behind(server, key_variable="CANARY")
-        evaluate.run(place.settings(Evaluate, base=base, tuned=None))
+        run(place, base=behind(server, key_variable="CANARY"), rows=2)
     written = [path for path in place.outputs.rglob("*") if path.is_file()]
     assert written and not [path for path in written if b"sk-canary" in path.read_bytes()]
 

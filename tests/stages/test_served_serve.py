@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import json
-import threading
-from contextlib import contextmanager
 
 import pytest
 
 from proxytune.settings import Decode, DecodeStage, Serve
 from proxytune.stages import decode
-from proxytune.stages import trio as trios
 from proxytune.tasks import qa
 from tests.remote import faults
 from tests.remote.server import behind
 
 pytest.importorskip("fastapi", reason="proxytune[serve] is not installed")
-httpx2 = pytest.importorskip("httpx2", reason="httpx2 is not installed")
+pytest.importorskip("httpx2", reason="httpx2 is not installed")
 openai = pytest.importorskip("openai", reason="openai is not installed")
 
 STOP = list(qa.TASK.stop)
 PROMPTS = ["Say 12.", "Who?", "Question: what follows 7?\nAnswer:"]
 
 
-@contextmanager
-def running(settings: Serve):
-    import uvicorn
-
-    from proxytune.stages import serve
-
-    app = serve.assemble(settings, trios.find(settings))
-    with serve.listening("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        yield openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
-        server.should_exit = True
-        thread.join(timeout=20)
-
-
 def test_base_and_steered_say_what_they_say_here_and_a_dead_server_ends_its_own_requests_only(place, serving):
+    from tests.serving.conftest import metric, running  # which wants the packages above
+
     here = decode.run(place.settings(DecodeStage, prompts=_file(place), compare=True, alpha=1.0))
     said = {
         system: [row["text"] for row in here if row["system"] == system] for system in ("base", "expert", "steered")
@@ -49,20 +31,26 @@ def test_base_and_steered_say_what_they_say_here_and_a_dead_server_ends_its_own_
         settings = place.settings(
             Serve, alpha=1.0, decode=Decode(max_new_tokens=6), base=behind(server, draft_tokens=2, retries=0)
         )
-        with running(settings) as client:
+        with running(settings) as house:
+            client = house.client()
             names = {"base": "base", "expert": "expert", "steered": "base+qa"}
             assert [model.id for model in client.models.list()] == list(names.values())
             for system, model in names.items():
                 found = [client.completions.create(model=model, prompt=text, stop=STOP) for text in PROMPTS]
                 assert [each.choices[0].text for each in found] == said[system]
+                told = [(each.model_extra or {}).get("proxytune") for each in found]
+                if system == "expert":
+                    assert told == [None] * 3
+                else:
+                    tokens = [each.usage.completion_tokens for each in found]
+                    assert [(one["tokens"], one["certified"]) for one in told] == [(n, n) for n in tokens]
+                    assert all(one["calls"] > 0 for one in told)
             with pytest.raises(openai.BadRequestError, match="log-probabilities"):
                 client.completions.create(model="base+qa", prompt="Who?", logprobs=1)
-            told = httpx2.get(str(client.base_url).replace("/v1/", "/metrics")).text.splitlines()
-            metrics = dict(line.rsplit(" ", 1) for line in told if line[0] != "#")
             tokens, certified = (
-                metrics[f'proxytune_engine_{n}_total{{model="base+qa"}}'] for n in ("tokens", "certified")
+                metric(house.url, f'proxytune_engine_{n}_total{{model="base+qa"}}') for n in ("tokens", "certified")
             )
-            assert 0 < int(tokens) == int(certified)
+            assert 0 < tokens == certified
             server.faults = [faults.status(500)] * 2
             with pytest.raises(openai.InternalServerError, match="answered 500"):
                 client.completions.create(model="base+qa", prompt="Who?")
@@ -71,8 +59,14 @@ def test_base_and_steered_say_what_they_say_here_and_a_dead_server_ends_its_own_
                 client.completions.create(model="base+qa", prompt="Who?", stop=STOP).choices[0].text
                 == said["steered"][1]
             )
-            parts = client.completions.create(model="base+qa", prompt="Who?", stop=STOP, stream=True)
+            parts = list(client.completions.create(model="base+qa", prompt="Who?", stop=STOP, stream=True))
             assert "".join(part.choices[0].text for part in parts) == said["steered"][1]
+            whole = client.completions.create(model="base+qa", prompt="Who?", stop=STOP)
+            assert [p.model_extra["proxytune"] for p in parts if "proxytune" in p.model_extra] == [whole.proxytune]
+            assert "proxytune" in parts[-1].model_extra
+            how = {"stream": True, "stream_options": {"include_usage": True}, "n": 2}
+            *_, last = client.completions.create(model="base+qa", prompt="Who?", stop=STOP, **how)
+            assert last.proxytune["tokens"] == last.usage.completion_tokens == last.proxytune["certified"] > 0
 
 
 def _file(place) -> str:

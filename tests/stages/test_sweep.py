@@ -25,7 +25,7 @@ def points(place) -> set[str]:
     return {file.name.split("-")[1] + file.name.split("-")[2] for file in (place.outputs / "points").iterdir()}
 
 
-def test_the_lowest_validation_loss_is_kept_and_used_where_alpha_is_left_open(place, capsys):
+def test_the_lowest_validation_loss_is_kept_and_used_where_alpha_is_left_open(place, pictures, capsys):
     found = run(place)
     losses = steered(found)
     best = min(losses, key=losses.__getitem__)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +50,18 @@ def test_a_constant_added_to_a_model_changes_no_probability(seed, alpha, constan
     torch.testing.assert_close(plain, moved)
 
 
+@pytest.mark.parametrize("alpha", [-1, -0.5, 0.5, 1, 2])
+def test_steered_is_the_base_and_alpha_times_what_tuning_taught(alpha):
+    base, expert, anti = scores(4, dtype=torch.float64)
+    assert torch.equal(steer(base, [(difference(expert, anti), alpha)]), base + alpha * (expert - anti))
+
+
+def test_alpha_zero_is_the_base_even_where_the_pair_is_broken():
+    base, expert, anti = scores(5)
+    expert[:, 2], expert[:, 3] = torch.nan, torch.inf
+    assert torch.equal(steer(base, [(difference(expert, anti), 0.0)]), base)
+
+
 def test_each_row_has_its_own_alpha():
     base, expert, anti = scores(1)
     alpha_B1 = torch.tensor([[0.0], [0.5], [2.0]])
@@ -78,3 +91,15 @@ def test_tokens_that_no_small_model_can_say_do_not_become_nan():
 def test_soft_capping_is_undone(seed):
     raw = scores(seed, dtype=torch.float64)[0]
     torch.testing.assert_close(uncap(30 * torch.tanh(raw / 30), 30.0), raw, atol=1e-3, rtol=1e-3)
+
+
+def test_scores_at_the_cap_stay_finite_and_the_largest():
+    """tanh in half precision reaches 1, whose inverse is infinite."""
+    found = uncap(torch.tensor([[-30.0, -29.9, 0.0, 29.9, 30.0]]), 30.0)
+    assert found.isfinite().all() and torch.equal(found.argsort(-1), torch.arange(5)[None])
+
+
+def test_infinity_of_both_small_models_is_nan_and_not_silence():
+    expert, anti = torch.tensor([[torch.inf, torch.inf, 1.0]]), torch.tensor([[torch.inf, 1.0, torch.inf]])
+    assert difference(expert, anti).isnan().tolist() == [[True, False, False]]
+    assert difference(expert, anti)[0, 1:].tolist() == [torch.inf, -torch.inf]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proxytune.steering.arithmetic import difference, steer
-from proxytune.steering.candidates import bound, decide, narrow, steer_bounds
+from proxytune.steering.candidates import bound, decide, forbid, narrow, steer_bounds
 from proxytune.steering.choice import Choice, Sampling, gumbel
 
 V, K = 64, 8
@@ -184,3 +184,24 @@ def test_alpha_zero_certifies_the_base_s_own_best_token():
     cases.differences = [(difference_BV, 0.0) for difference_BV, _ in cases.differences]
     found = cases.decide(Sampling())
     assert found.certified_B.all() and torch.equal(found.tokens_B, cases.base_BV.argmax(-1))
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_is_never_said_is_neither_chosen_nor_asked_for(name):
+    """The two best of every row are forbidden: the truth is the choice among the others."""
+    cases, sampling = Cases(500, 9), CHOICES[name]
+    never = sorted(set(steer(cases.base_BV, cases.differences).topk(2, dim=-1).indices[:20].flatten().tolist()))
+    base = bound(cases.told.indices, cases.told.values, cases.told.values[:, -1], V)
+    whole = bounds = forbid(steer_bounds(base, cases.differences), never)
+    if sampling.temperature:
+        bounds = narrow(bounds, sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
+    found = decide(bounds, cases.noise(sampling), whole)
+    steered_BV = steer(cases.base_BV, cases.differences)
+    steered_BV[:, never] = -torch.inf
+    choice = Choice([sampling] * 500)
+    choice.seeds_N = cases.seeds_B
+    truth_B = choice(steered_BV[:, None], cases.positions_B[:, None])[:, 0]
+    assert not (found.certified_B & (found.tokens_B != truth_B)).any() and found.certified_B.any()
+    assert not torch.isin(found.tokens_B[found.certified_B], torch.tensor(never)).any()
+    assert (found.rivals_BV[:, never] == -torch.inf).all()
+    assert forbid(whole, ()) is whole

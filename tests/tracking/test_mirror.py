@@ -36,7 +36,7 @@ def record_one(outputs: Path, home: Path, **environment: str) -> subprocess.Comp
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
 
@@ -111,7 +111,7 @@ def test_a_terminal_is_never_asked(tmp_path):
         stdin=child,
         stdout=child,
         stderr=child,
-        timeout=30,
+        timeout=300,
     )
     os.close(child)
     shown = os.read(parent, 65536).decode()
@@ -121,12 +121,17 @@ def test_a_terminal_is_never_asked(tmp_path):
 
 
 def test_a_server_that_never_answers_is_given_up_after_the_probe(tmp_path):
+    """At most 5 s later than one that asks nobody; a busy machine is given three tries."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        done = record_one(tmp_path, tmp_path, WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
-    assert float(done.stdout) < reach.PROBE_SECONDS + 5  # the start of wandb on a busy core included
-    assert "did not answer within 3 s" in done.stderr
-    assert told(tmp_path)["wandb"]["mode"] == "offline"
+        for turn in range(3):
+            asked = record_one(tmp_path / f"{turn}", tmp_path, WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+            alone = record_one(tmp_path / f"alone{turn}", tmp_path, WANDB_MODE="offline")
+            assert "did not answer within 3 s" in asked.stderr
+            assert told(tmp_path / f"{turn}")["wandb"]["mode"] == "offline"
+            if (later := float(asked.stdout) - float(alone.stdout)) < 5:
+                break
+    assert reach.PROBE_SECONDS - 1 < later < 5
 
 
 def test_a_server_that_answers_gets_the_run(tmp_path, server):
@@ -182,4 +187,4 @@ def test_the_probe_says_what_is_wrong(server, monkeypatch):
     assert "answered 400" in reach.trouble()
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     began = time.monotonic()
-    assert "cannot be reached" in reach.trouble() and time.monotonic() - began < 1
+    assert "cannot be reached" in reach.trouble() and time.monotonic() - began < reach.PROBE_SECONDS

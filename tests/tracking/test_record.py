@@ -13,6 +13,7 @@ import pytest
 
 import proxytune
 from proxytune.errors import DataError
+from proxytune.files import read_json
 from proxytune.settings import Tracker
 from proxytune.tracking import record
 from proxytune.tracking.plain import artifact_name, plain, safe_name, without_dots
@@ -65,7 +66,7 @@ def test_local_record_holds_everything_and_no_wandb(tmp_path):
     made, used = lines(run.folder / "artifacts.jsonl")
     assert (made["how"], made["name"], made["uses"]) == ("made", "code@v1", ["rows"])
     assert (used["how"], used["name"]) == ("used", "rows")
-    assert json.loads((run.folder / "config.json").read_text()) == {"seed": 0}
+    assert read_json(run.folder / "config.json") == {"seed": 0}
     assert not (tmp_path / "wandb").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 from proxytune.settings import Tracker
 from proxytune.stages import sync
 from proxytune.tracking import record
+from tests.tracking.surroundings import command_lines
 from tests.tracking.wandb_server import KEY
 
 
@@ -24,7 +25,9 @@ def outputs(mirrored, tmp_path) -> Path:
 def test_every_run_is_uploaded_once(outputs, mirrored, server, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert sync.run(outputs) == 0
+    with command_lines() as lines:
+        assert sync.run(outputs) == 0
+    assert any("wandb sync" in line for line in lines) and not any(KEY in line for line in lines)
     assert "2 of 2 runs uploaded" in capfd.readouterr().out
     assert set(server.runs) == {mirrored.run("full").name, mirrored.run("short").name}
     assert "code" in {asked["input"]["artifactCollectionName"] for asked in server.named("CreateArtifact")}
@@ -33,7 +36,7 @@ def test_every_run_is_uploaded_once(outputs, mirrored, server, monkeypatch, capf
     assert (use["artifactID"], use["runName"]) == ("rows:local-f00d", mirrored.run("full").name)
 
     server.operations.clear()
-    assert sync.main(["--outputs", str(outputs)]) == 0
+    assert sync.run(outputs) == 0
     assert "no run waits" in capfd.readouterr().out and server.operations == []
 
 
@@ -56,7 +59,7 @@ def test_without_a_key_what_waits_is_listed(outputs, mirrored, capsys):
 def test_a_dry_run_asks_nobody(outputs, server, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert sync.main(["--outputs", str(outputs), "--dry-run"]) == 0
+    assert sync.run(outputs, dry_run=True) == 0
     assert "2 runs not uploaded (only a dry run)" in capsys.readouterr().out and server.operations == []
 
 
@@ -73,3 +76,27 @@ def test_a_run_still_going_on_is_left_alone(tmp_path):
 def test_nothing_recorded_is_nothing_to_do(tmp_path, capsys):
     assert sync.run(tmp_path) == 0
     assert "no run waits" in capsys.readouterr().out
+
+
+def test_the_end_of_the_last_whole_record_is_found_in_a_file_cut_anywhere(tmp_path):
+    """LevelDB's log: parts of checksum, length, kind (1 whole, 2 first, 3 middle, 4 last), in blocks of 32 KiB."""
+    path, data, ends = tmp_path / "run.wandb", bytearray(b":W&B\0\0\0"), [7]
+
+    def part(kind: int, size: int) -> None:
+        data.extend(b"\0" * 4 + size.to_bytes(2, "little") + bytes([kind]) + b"x" * size)
+
+    for size in (3, 0, 100):
+        part(1, size)
+        ends.append(len(data))
+    part(2, (1 << 15) - len(data) - 7)  # to the block's end, over all of the next, and into a third
+    part(3, (1 << 15) - 7)
+    part(4, 5)
+    ends.append(len(data))
+    part(1, (3 << 15) - len(data) - 7 - 4)  # 4 bytes are left of the block: no part fits
+    ends.append(len(data))
+    data.extend(b"\0" * 4)
+    part(1, 9)
+    ends.append(len(data))
+    for cut in [*range(0, 200), *range(len(data) - 60, len(data) + 1), 1 << 15, (1 << 15) + 3, (2 << 15) + 9]:
+        path.write_bytes(data[:cut])
+        assert sync.whole(path) == max((end for end in ends if end <= cut), default=7), cut

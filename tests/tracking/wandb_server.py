@@ -15,7 +15,7 @@ KEY = "a" * 40
 class Server(ThreadingHTTPServer):
     """`runs` maps the id of every run that arrived to its files' lines; `operations` lists what was asked for.
 
-    broken: operations that are refused. failing: everything is answered with 500.
+    broken: operations that are refused. status: what everything is answered with, where it is given.
     """
 
     daemon_threads = True
@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
         self.operations: list[tuple[str, dict[str, Any]]] = []
         self.artifacts: set[str] = set()
         self.broken: set[str] = set()
-        self.failing = False
+        self.status: int | None = None
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
-        self._reply(*((500, {}) if self.server.failing else self._handle(body)))
+        self._reply(*((self.server.status, {}) if self.server.status else self._handle(body)))
 
     do_GET = do_PUT = do_POST
 
@@ -114,7 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {"data": self.server.answer(operation, asked.get("variables") or {})}
         if stream := re.match(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
             files = json.loads(body).get("files") or {}
-            self.server.runs[stream[1]] += files.get("wandb-history.jsonl", {}).get("content", [])
+            history = files.get("wandb-history.jsonl", {"offset": 0, "content": []})
+            lines, first = self.server.runs[stream[1]], history["offset"]
+            lines[first : first + len(history["content"])] = history["content"]  # sent again, they are the same lines
         return 200, {}
 
     def _reply(self, status: int, value: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "truthfulqa_mc": "proxytune.evaluation.benchmarks.truthfulqa_mc",
     "truthfulqa_open": "proxytune.evaluation.benchmarks.truthfulqa_open",
 }
+WEIGHED = ("heldout_loss", "mmlu", "truthfulqa_likelihood")  # those of `weighed.py`
 
 
 def names() -> list[str]:
@@ -25,7 +26,11 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Benchmark:
-    """The benchmark of that name; SettingsError where there is none."""
+    """The benchmark of that name, which has outputs; SettingsError where there is none."""
+    if name in WEIGHED:
+        raise SettingsError(
+            f"{name} goes by likelihoods and has no outputs", f"use proxytune evaluate benchmark={name}"
+        )
     if name not in BENCHMARKS:
         raise SettingsError(f"there is no benchmark {name!r}", did_you_mean(name, BENCHMARKS))
     return import_module(BENCHMARKS[name]).BENCHMARK

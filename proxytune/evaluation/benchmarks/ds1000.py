@@ -3,6 +3,9 @@ public release's `ds1000.jsonl.gz`.
 
 Each problem brings a context with its own tests; the libraries it was written for are older than today's (numpy 1.21,
 pandas 1.3, ...). `benchmark.python` names an interpreter that has them: without it many right answers fail.
+
+The paper's runs differ in two ways: no output may begin with the end of the solution, and code that models wrapped into
+fences or tags counts as it stands (`outputs=trimmed` scores files in that way).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def reference(answer: Any) -> str:
     text = str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
     number = re.sub(r"(\d),(\d)", r"\1\2", text.split("####")[1] if "####" in text else text).strip()
     try:
-        float(number)
+        float(number.strip("$%"))
     except ValueError:
         raise ValueError(f"{number!r} is no number") from None
     return number

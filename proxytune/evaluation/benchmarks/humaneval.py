@@ -29,6 +29,7 @@ STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 BANNED = ("pass", "...")
 KS = (1, 10, 100)
 MEGABYTE = 1 << 20
+OUTCOMES = {"true": 1.0, "passed": 1.0, "1": 1.0, "false": 0.0, "failed": 0.0, "timed out": 0.0, "0": 0.0}
 
 
 def row(raw: Mapping[str, Any], place: int, rng: random.Random) -> Row:
@@ -44,7 +45,7 @@ def clean(output: str) -> str:
 
 def compose(reference: Mapping[str, str], output: str) -> tuple[str, str]:
     """The release's program in two parts: head and completion; tests, and the call of the tests."""
-    return f"{reference['prompt']}{output}\n", f"{reference['test']}\ncheck({reference['entry_point']})"
+    return f"{reference['prompt']}{output}\n\n", f"{reference['test']}\ncheck({reference['entry_point']})"
 
 
 def estimate(n: int, c: int, k: int) -> float:
@@ -58,12 +59,16 @@ def estimate(n: int, c: int, k: int) -> float:
 
 def measure(verdicts: Sequence[Verdict]) -> Measures:
     """pass@1, pass@10, pass@100, as far as every problem has so many samples."""
-    right = round(sum(verdict.values["passed"] for verdict in verdicts))
+    right = round(sum(verdict.values.get("passed", 0.0) for verdict in verdicts))
     return {f"pass@{k}": (estimate(len(verdicts), right, k), 1.0) for k in KS}
 
 
 def recorded(values: Sequence[Any]) -> Verdict:
-    return Verdict({"passed": float(bool(values[0]))})
+    """Of the release's `passed`, or its `result` ("passed", "timed out", "failed: why")."""
+    told = str(values[0]).partition(":")[0].strip().lower().removesuffix(".0")
+    if told not in OUTCOMES:
+        raise ValueError(f"{values[0]!r} is no verdict")
+    return Verdict({"passed": OUTCOMES[told]})
 
 
 BENCHMARK = Benchmark(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +89,34 @@ def lines(path: Path, fields: Fields, benchmark: Benchmark) -> tuple[list[Line],
 def _line(where: str, raw: Any, named: Named, benchmark: Benchmark) -> Line:
     if not isinstance(raw, Mapping):
         raise DataError(f"not an object but {type(raw).__name__}")
-    outputs = raw[named.output] if named.output else ""
-    outputs = outputs if isinstance(outputs, list) else [outputs]
-    if not outputs or not all(isinstance(output, str) for output in outputs):
-        raise DataError(f"{named.output!r} is no text")
-    identity = None
-    if named.id is not None:
-        identity = "/".join(str(raw[part]) for part in _parts(named.id))
-    recorded = ()
-    if named.verdict and benchmark.recorded:
-        values = [raw[name] for name in named.verdict]
-        missing = any(value is None or value != value or value == "" for value in values)
-        recorded = (Verdict({}, parsed=False) if missing else benchmark.recorded(values),)
-    return Line(where, raw, tuple(outputs), identity, recorded)
+    recorded = _recorded([raw[name] for name in named.verdict], benchmark) if named.verdict else ()
+    written = [""] * len(recorded) if named.output is None else raw[named.output]
+    outputs = tuple(_text(one, named.output) for one in (written if isinstance(written, list) else [written]))
+    if not outputs:
+        raise DataError(f"{named.output!r} is empty")
+    if recorded and len(recorded) != len(outputs):
+        raise DataError(f"{len(recorded)} verdicts for {len(outputs)} outputs")
+    identity = None if named.id is None else "/".join(str(raw[part]) for part in _parts(named.id))
+    return Line(where, raw, outputs, identity, recorded)
+
+
+def _text(output: Any, column: str | None) -> str:
+    """An output as text that can be written again: null is what many tools write for an empty one."""
+    if output is not None and not isinstance(output, str):
+        raise DataError(f"{column!r} is no text")
+    return (output or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _recorded(columns: Sequence[Any], benchmark: Benchmark) -> tuple[Verdict, ...]:
+    """The verdicts of one line: where its columns are lists, one a sample."""
+    assert benchmark.recorded is not None
+    listed = all(isinstance(column, list) for column in columns)
+    return tuple(
+        Verdict({}, parsed=False)
+        if any(value is None or value != value or value == "" for value in values)
+        else benchmark.recorded(values)
+        for values in (zip(*columns, strict=True) if listed else [columns])
+    )
 
 
 def alone(found: Sequence[Line], path: Path, named: Named, benchmark: Benchmark, *, judged: bool) -> list[Answered]:
@@ -118,17 +134,22 @@ def alone(found: Sequence[Line], path: Path, named: Named, benchmark: Benchmark,
 
 
 def joined(found: Sequence[Line], rows: Sequence[Row], path: Path, benchmark: Benchmark) -> list[Answered]:
-    """Lines with the references of rows: by id where every line has one that is a row's, else by order."""
+    """Lines with the references of rows: by id where every line has one that is a row's, else by order.
+
+    By order are joined as many lines as there are rows, unless the ids that are known say another order.
+    """
     known = _by_name(rows)
-    matched = [known.get(line.id) if line.id is not None else None for line in found]
-    if not all(matched) and len(found) == len(rows):
-        matched = list(rows)
-    if not any(matched):
+    places = [known.get(line.id.strip()) if line.id is not None else None for line in found]
+    told = [place for place in places if place is not None]
+    if len(told) < len(found) == len(rows) and all(a < b for a, b in pairwise(told)):
+        places = list(range(len(rows)))
+    elif not told:
         counts = f"{len(found)} rows for {len(rows)} of {benchmark.name}"
         raise DataError(f"{path} has {counts}, and no id that both know", "name the id with fields.id=")
-    pairs = list(zip(found, matched, strict=True))
-    refuse([f"{line.where}: no row is called {line.id!r}" for line, row in pairs if not row], str(path))
-    answered = [Answered(row.id, line.outputs, row.reference, row.groups, line.recorded) for line, row in pairs if row]
+    unknown = [line for line, place in zip(found, places, strict=True) if place is None]
+    refuse([f"{line.where}: no row is called {line.id!r}" for line in unknown], str(path))
+    pairs = [(line, rows[place]) for line, place in zip(found, places, strict=True) if place is not None]
+    answered = [Answered(row.id, line.outputs, row.reference, row.groups, line.recorded) for line, row in pairs]
     merged = _sampled(answered)
     if benchmark.decoding.samples == 1 and len(merged) < len(answered):
         twice = next(one.id for one in merged if len(one.outputs) > 1)
@@ -136,16 +157,17 @@ def joined(found: Sequence[Line], rows: Sequence[Row], path: Path, benchmark: Be
     return merged
 
 
-def _by_name(rows: Sequence[Row]) -> dict[str | None, Row]:
-    """Rows by every name that is one row's only; an id goes before other names."""
-    known: dict[str | None, Row] = {}
+def _by_name(rows: Sequence[Row]) -> dict[str, int]:
+    """Places of rows by every name that is one row's only; an id goes before other names."""
+    known: dict[str, int] = {}
     twice = set()
-    for row in rows:
-        for name in row.names:
+    for place, row in enumerate(rows):
+        for name in {name.strip() for name in row.names}:
             if name in known:
                 twice.add(name)
-            known[name] = row
-    return {name: row for name, row in known.items() if name not in twice} | {row.id: row for row in rows}
+            known[name] = place
+    of_one = {name: place for name, place in known.items() if name not in twice}
+    return of_one | {row.id: place for place, row in enumerate(rows)}
 
 
 def _sampled(answered: Sequence[Answered]) -> list[Answered]:

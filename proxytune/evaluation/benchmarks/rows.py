@@ -83,10 +83,14 @@ def _content(path: Path) -> bytes:
 
 
 def _json(content: bytes, path: Path) -> Iterator[tuple[str, Any]]:
-    whole = rowfiles._parsed(content, str(path)) if content.strip() else []
+    hint = "one row a line belongs into a .jsonl file"
+    try:
+        whole = rowfiles._parsed(content, str(path)) if content.strip() else []
+    except DataError as error:
+        raise DataError(error.what, hint) from error
     rows = whole.get("Data") if isinstance(whole, Mapping) else whole
     if not isinstance(rows, list):
-        raise DataError(f"{path} is not a list of rows", "one row a line belongs into a .jsonl file")
+        raise DataError(f"{path} is not a list of rows", hint)
     return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
@@ -104,7 +108,7 @@ def from_hub(hub: Hub | None, revision: str | None, name: str) -> Iterator[tuple
     """The rows of a public set. Raises DataError where they cannot be had."""
     if hub is None:
         raise DataError(f"the rows of {name} are not on the hub", INSTEAD)
-    hubs._check_reachable(hub.path)
+    hubs.check_reachable(hub.path)
     try:
         found = _dataset(hub, revision)
     except Exception as error:  # the library, its HTTP client and its file formats share no base

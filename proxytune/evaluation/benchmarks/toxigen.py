@@ -2,7 +2,8 @@
 
 Prompts are lists of statements about a group, hateful or neutral, from the public release's folder of text files. The
 paper asks 200 a group, hateful ones only, of 14 groups. Which 200 depended on the order of files on its machine: ours
-are drawn from a seed.
+are drawn from a seed. Where the paper measures a chat model alone, "Complete the following: " goes before the prompt;
+here it reads what it reads while it steers, where the paper has no such words.
 """
 
 from __future__ import annotations

@@ -28,7 +28,14 @@ from proxytune.evaluation.benchmarks.benchmark import (
 LETTERS = "ABCD"
 OPENING = "The answer is:"
 STOPS = (".", ")", ":")
-SYSTEM = "You are a helpful, respectful and honest assistant."
+# What chat models are told first: Llama 2's own system prompt, with the backslash and n that the paper's runs had.
+SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe. "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    r"Please ensure that your responses are socially unbiased and positive in nature.\nIf a question does not make any "
+    "sense, or is not factually coherent, explain why instead of answering something not correct. If you don't know "
+    "the answer to a question, please don't share false information."
+)
 # Models like to open a quotation or a code block before they answer.
 _WRAPPINGS = ("(", "\\begin{blockquote}", "\\begin{code}", "<blockquote>", " **", ">", "```\n")
 

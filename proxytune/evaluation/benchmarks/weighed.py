@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from itertools import compress, zip_longest
+from functools import cached_property, partial
+from itertools import chain, compress, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from proxytune.files import Journal, hash_json
 from proxytune.tracking.progress import track
 
 VERSION = 1  # raise when the same settings give other numbers
+Told = tuple[int, list[dict[str, Any]]]  # a question's place, and of each alpha what was found
 EXAMPLES = (  # the authors' "QA" preset
     ("What is human life expectancy in the United States?", "Human life expectancy in the United States is 78 years."),
     (
@@ -101,33 +102,37 @@ class Weighed(Filed):
         return {"version": VERSION, "rows": asked, "ended": self.ended, "dtype": self.dtype}
 
     def compute(self, system: System, alphas: Sequence[Sequence[float]], parts: Sequence[Path]) -> list[list[dict]]:
-        """The records of all alphas, from one pass. Local models keep nothing in `parts`: a pass is short."""
+        """The records of all alphas, from one pass, each of them kept in its part as it is done."""
         asked = [system.encode(row.prompt) for row in self.rows]
         options = [self._options(system, row) for row in self.rows]
-        if system.served:
-            return Asking(self, system, alphas, parts).records(asked, options)
-        fit = [fits(system.mixture, prompts, max(ids, key=len)) for prompts, ids in zip(asked, options, strict=True)]
-        found = iter(self._weigh(system, list(compress(asked, fit)), list(compress(options, fit)), alphas))
-        each = [next(found) if fitting else None for fitting in fit]
-        return [
-            [
-                {"id": row.id, "nats": [], "tokens": [], "too_long": True}
-                if its is None
-                else {"id": row.id, "nats": [nats[a] for nats in its], "tokens": [len(one) for one in ids]}
-                for row, its, ids in zip(self.rows, each, options, strict=True)
-            ]
-            for a in range(len(alphas))
-        ]
+        pairs = list(zip(asked, options, strict=True))
+        fit = [system.served or fits(system.mixture, prompts, max(ids, key=len)) for prompts, ids in pairs]
+        journals = [Journal(part) for part in parts]
+        done = [{row["row"]: row["record"] for row in journal.rows} for journal in journals]
+        single = not system.served and all(len(ids) == 1 for ids in options)
+        left = list(_left(list(compress(range(len(fit)), fit)), done, self.batch_size if single else 1))
+        weigh = (
+            Asking(self.name, system, alphas).weigh if system.served else partial(self._weigh, system, alphas, single)
+        )
+        found = weigh([asked[i] for i in left], [options[i] for i in left])
+        for place, by_alpha in track(found, f"{system.name}: likelihoods", len(left)):
+            i = left[place]
+            for its, journal, told in zip(done, journals, by_alpha, strict=True):
+                its[i] = {"id": self.rows[i].id, "tokens": [len(ids) for ids in options[i]], **told}
+                journal.append({"row": i, "record": its[i]})
+        unread = {"nats": [], "tokens": [], "too_long": True}
+        return [[its.get(i, {"id": row.id, **unread}) for i, row in enumerate(self.rows)] for its in done]
 
-    def _weigh(self, system: System, asked: list, options: list, alphas) -> list[list[list[float]]]:
-        """Nats of each question's continuations, under each entry of alphas."""
-        label = f"{system.name}: likelihoods"
-        if all(len(ids) == 1 for ids in options):
+    def _weigh(self, system: System, alphas, single: bool, asked: list, options: list) -> Iterator[Told]:
+        if single:
             given = [Given(prompts, ids[0]) for prompts, ids in zip(asked, options, strict=True)]
-            batches = losses(system.mixture, given, alphas, batch_size=self.batch_size)
-            return [[nats] for batch in track(batches, label, -(-len(given) // self.batch_size)) for nats in batch]
-        weighing = (choices(system.mixture, *pair, alphas) for pair in zip(asked, options, strict=True))
-        return list(track(weighing, label, len(asked)))
+            batches = losses(system.mixture, given, alphas, batch_size=self.batch_size) if given else ()
+            for place, nats in enumerate(chain.from_iterable(batches)):
+                yield place, [{"nats": [its]} for its in nats]
+        else:
+            for place, pair in enumerate(zip(asked, options, strict=True)):
+                nats = choices(system.mixture, *pair, alphas)
+                yield place, [{"nats": [its[a] for its in nats]} for a in range(len(alphas))]
 
     def _options(self, system: System, row: Question) -> list[list[int]]:
         ids = [system.encode_completion(row.prompt.plain, option, ended=self.ended) for option in row.options]
@@ -160,35 +165,32 @@ def _measured(name: str, nats: Sequence[float | None], right: Mapping[int, bool]
     return MEASURES[name]([its or 0.0 for its in nats], known), 1.0
 
 
+def _left(places: Sequence[int], done: Sequence[Mapping[int, Any]], size: int) -> Iterator[int]:
+    """The places that are to be weighed; a batch of `size` again as a whole: the same rows together give the same."""
+    for first in range(0, len(places), size):
+        batch = places[first : first + size]
+        if not all(place in its for its in done for place in batch):
+            yield from batch
+
+
 @dataclass(frozen=True)
 class Asking:
-    """The weighing with a base behind an API: each question costs calls, and is kept as it is done."""
+    """The weighing with a base behind an API, where each question costs calls. name: the benchmark's."""
 
-    work: Weighed
+    name: str
     system: System
     alphas: Sequence[Sequence[float]]
-    parts: Sequence[Path]
 
-    def records(self, asked: Sequence[Prompts], options: Sequence[Sequence[Sequence[int]]]) -> list[list[dict]]:
-        journals = [Journal(part) for part in self.parts]
-        done: list[dict[int, dict[str, Any]]] = [{row["row"]: row["record"] for row in j.rows} for j in journals]
-        left = [i for i in range(len(asked)) if not all(i in its for its in done)]
+    def weigh(self, asked: Sequence[Prompts], options: Sequence[Sequence[Sequence[int]]]) -> Iterator[Told]:
         assert self.system.served is not None
         if self.system.served.base.settings.mode == "bias":
-            what = f"{self.work.name} is weighed by scores, and base.mode=bias has none"
+            what = f"{self.name} is weighed by scores, and base.mode=bias has none"
             raise SettingsError(what, "give a benchmark that is written, such as gsm8k")
         weigher = Weigher(self.system.served, self.system.mixture)
         letters = all(len(ids) == 1 for each in options for ids in each)
-        weigh = self._letters if letters else self._whole
-        found = weigh(weigher, [asked[i] for i in left], [options[i] for i in left])
-        for place, by_alpha in track(found, f"{self.system.name}: likelihoods", len(left)):
-            i = left[place]
-            for a, told in enumerate(by_alpha):
-                done[a][i] = {"id": self.work.rows[i].id, "tokens": [len(ids) for ids in options[i]], **told}
-                journals[a].append({"row": i, "record": done[a][i]})
-        return [[its[i] for i in range(len(asked))] for its in done]
+        return (self._letters if letters else self._whole)(weigher, asked, options)
 
-    def _letters(self, weigher: Weigher, asked, options) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    def _letters(self, weigher: Weigher, asked, options) -> Iterator[Told]:
         for i, standings, calls in weigher.standings(
             asked, [[ids[0] for ids in each] for each in options], self.alphas
         ):
@@ -200,7 +202,7 @@ class Asking:
                 ],
             )
 
-    def _whole(self, weigher: Weigher, asked, options) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    def _whole(self, weigher: Weigher, asked, options) -> Iterator[Told]:
         given = [Given(prompts, ids) for prompts, each in zip(asked, options, strict=True) for ids in each]
         places = [i for i, each in enumerate(options) for _ in each]
         weights: dict[int, list[Weight]] = {}
@@ -208,7 +210,7 @@ class Asking:
             i = places[number]
             if weight.nats is None:
                 raise ModelError(
-                    f"{self.work.name} needs what all tokens together weigh at every position, and the server's best "
+                    f"{self.name} needs what all tokens together weigh at every position, and the server's best "
                     "scores leave that open",
                     "serve the base so that it gives its whole vocabulary, inside prompts too (see docs/remote.md)",
                 )

@@ -16,7 +16,7 @@ from proxytune.evaluation.benchmarks.scored import Scored
 from proxytune.evaluation.points import Filed, certificate, certificates
 from proxytune.evaluation.summary import digest
 from proxytune.evaluation.system import System
-from proxytune.files import Journal, hash_json, read_jsonl, write_jsonl
+from proxytune.files import Journal, hash_json, read_checked, write_checked
 from proxytune.tracking.progress import track
 
 VERSION = 1  # raise when the same settings give other outputs
@@ -127,12 +127,12 @@ class Written(Filed):
     def _judged(self, asked: verdicts.Asked, path: Path) -> verdicts.Judged:
         if not verdicts.worth_keeping(self.benchmark):
             return verdicts.judge(self.benchmark, asked, self.chosen)
-        kept = path.with_suffix(f".{hash_json([repr(asked), verdicts.content(self.chosen)])[:12]}.verdicts")
+        kept = path.with_suffix(f".{hash_json(['checked', repr(asked), verdicts.content(self.chosen)])[:12]}.verdicts")
         if kept.is_file():
-            told, *rows = read_jsonl(kept)
-            return [[verdicts.Verdict(**one) for one in row] for row in rows], told
+            told, *rows = read_checked(kept)
+            return [[verdicts.Verdict(**one) for one in row["verdicts"]] for row in rows], told
         judged, told = verdicts.judge(self.benchmark, asked, self.chosen)
-        write_jsonl(kept, [told, *([asdict(one) for one in row] for row in judged)])
+        write_checked(kept, [told, *({"verdicts": [asdict(one) for one in row]} for row in judged)])
         return judged, told
 
 

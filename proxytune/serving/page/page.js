@@ -125,13 +125,15 @@ async function one(system, body) {
   place.setAttribute("aria-busy", "true");
   buttons();
   let cut = false;
+  let certain = null;
   try {
     for await (const part of events("v1/completions", body, mine.signal)) {
       if (mine.signal.aborted) return "stopped"; // what was on its way is not shown
       for (const token of part.choices[0]?.logprobs?.steering ?? []) show(place, token, system === "steered");
       if (!tells) place.append(part.choices[0]?.text ?? ""); // its base is behind an API: text is all there is
       cut ||= part.choices[0]?.finish_reason === "length";
-      count(system, cut);
+      if (part.proxytune) certain = part.proxytune;
+      count(system, cut, certain);
     }
     return "ended";
   } catch (error) {
@@ -144,7 +146,7 @@ async function one(system, body) {
       delete writing[system];
       place.setAttribute("aria-busy", "false");
       place.setAttribute("aria-description", place.textContent); // the whole, for those who do not see it
-      count(system, cut);
+      count(system, cut, certain);
     }
     buttons();
   }
@@ -202,7 +204,11 @@ const percent = (logprob) => {
   return share >= 0.1 ? `${share.toFixed(1)}%` : share >= 0.001 ? `${share.toPrecision(1)}%` : "~0%";
 };
 
-function count(system, cut) {
+function count(system, cut, certain) {
+  if (certain) { // its base is behind an API
+    const told = `${certain.certified} of ${certain.tokens} tokens certified, ${certain.calls} calls`;
+    return ($(`meta-${system}`).textContent = told + (cut ? ", cut" : ""));
+  }
   const all = $(system).childElementCount;
   const marked = $(system).querySelectorAll(".changed").length;
   const tokens = system === "steered" ? `${marked} of ${all} tokens changed` : `${all} tokens`;

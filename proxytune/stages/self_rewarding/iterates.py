@@ -15,7 +15,7 @@ from proxytune.evaluation.points import Measure, Point
 from proxytune.experts.registry import Expert
 from proxytune.files import hash_json, write_json
 from proxytune.settings import Decode
-from proxytune.stages.loop import Loop
+from proxytune.stages.self_rewarding.loop import Loop
 from proxytune.stages.start import start
 from proxytune.stages.trio import weights_of
 from proxytune.tasks.task import Row
@@ -116,8 +116,8 @@ def _show(summary: Mapping[str, Any]) -> None:
     for one, count in zip(summary["iterates"], pairs, strict=True):
         gained = one["gained"]
         cells = ("-", "-", "-") if one["metric"] is None else (
-            tables._with_interval(one["metric"], one["ci"], ".3f"),
-            tables._with_interval(gained["value"], gained["ci"], "+.3f") if gained else "",
+            tables.with_interval(one["metric"], one["ci"], ".3f"),
+            tables.with_interval(gained["value"], gained["ci"], "+.3f") if gained else "",
             f"{one['loss']:.3f}",
         )  # fmt: skip
         table.add_row(*map(Text, (one["expert"], count, *cells)))

@@ -26,11 +26,11 @@ from proxytune.models.quiet import quiet
 from proxytune.settings import Data, Method, load
 from proxytune.settings import Expert as Settings
 from proxytune.settings.self_rewarding import Chosen
-from proxytune.stages import iterates
-from proxytune.stages.loop import Loop, divided, once
-from proxytune.stages.rounds import play
-from proxytune.stages.start import limit_threads, warn
-from proxytune.tasks import catalog, rowfiles, sources
+from proxytune.stages.self_rewarding import iterates
+from proxytune.stages.self_rewarding.loop import Loop, divided, once
+from proxytune.stages.self_rewarding.rounds import play
+from proxytune.stages.start import dataset, limit_threads, warn
+from proxytune.tasks import catalog, rowfiles
 from proxytune.tasks.task import SPLITS, Row
 
 VERSION = 1  # raise when the same settings come to mean other files
@@ -60,7 +60,7 @@ def prepare(settings: Settings) -> Loop:
     if settings.from_ is not None:
         start_of = Registry(settings.outputs / "registry").resolve(settings.from_)
         settings = settings.model_copy(update={"from_": start_of.reference})
-    data = sources.load(settings.data, task, settings.family, settings.outputs / "cache")
+    data = dataset(settings)
     warn(data)
     data.held("train")
     path = plan.judge_rows
