@@ -28,10 +28,6 @@ def main(arguments: list[str]) -> int:
     if given.generations < 0:
         raise SettingsError(f"--generations {given.generations} is below 0", "give how many prompts are told at most")
 
-    from proxytune.stages import past
-
-    past.read(given.run)  # a folder that no run left is told before torch is imported
-
     from proxytune.stages import report
 
     report.run(

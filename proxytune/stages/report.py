@@ -11,7 +11,7 @@ from proxytune.evaluation.summary import SCORES, SYSTEMS, better, spoken
 from proxytune.experts.registry import Expert, Registry
 from proxytune.files import read_checked, read_json, read_jsonl, write_atomic
 from proxytune.settings import Analyze, Evaluate
-from proxytune.stages import analyze, past
+from proxytune.stages import past
 from proxytune.stages.past import Past
 from proxytune.stages.start import start
 
@@ -53,6 +53,8 @@ def run(
 
 def _tokens(of: Past, wanted: bool, changes: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, list[str]]:
     """What steering changed, scored now where that was not done; else None and why."""
+    from proxytune.stages import analyze  # torch, which a folder that no run left does not wait for
+
     path = of.folder / analyze.TOKENS
     kept = read_json(path) if path.is_file() else None
     alpha = of.summary["chosen"] if of.summary else None
