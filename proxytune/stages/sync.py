@@ -7,7 +7,6 @@ finds nothing to do. Runs still going on are left alone.
 from __future__ import annotations
 
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,8 +16,6 @@ from proxytune.files import read_json, read_jsonl
 from proxytune.tracking import mirror, server
 from proxytune.tracking.plain import artifact_name
 from proxytune.tracking.record import is_alive
-
-HEADER, BLOCK = 7, 1 << 15  # bytes; wandb's files are LevelDB logs after a header of its own
 
 
 def run(outputs: Path, dry_run: bool = False) -> int:
@@ -44,7 +41,7 @@ def waiting(outputs: Path) -> list[Path]:
     """The files of runs that have ended and are not uploaded, or not to their end: offline ones first, each by age."""
     files = sorted((outputs / "wandb").glob("offline-run-*/run-*.wandb"))
     online = sorted((outputs / "wandb").glob("run-*/run-*.wandb"))
-    files += [file for file in online if _was_cut(_record_of(outputs, file)) and whole(file) > HEADER]
+    files += [file for file in online if _was_cut(_record_of(outputs, file)) and mirror.whole(file) > mirror.HEADER]
     return [file for file in files if not is_uploaded(file) and not is_alive(_record_of(outputs, file))]
 
 
@@ -52,20 +49,6 @@ def _was_cut(record: Path) -> bool:
     """Whether a run was online and ended, or was killed, before the server had all of it."""
     told = record / "run.json"
     return told.exists() and read_json(told).get("wandb", {}).get("uploaded") is False
-
-
-def whole(file: Path) -> int:
-    """Bytes up to the end of the last whole record: what a kill cut off lies behind it."""
-    data, place, end = file.read_bytes(), HEADER, HEADER
-    while True:
-        if (left := BLOCK - place % BLOCK) < HEADER:  # of a part as well: checksum, length, kind
-            place += left
-        if place + HEADER > len(data):
-            return end
-        length, kind = struct.unpack_from("<HB", data, place + 4)
-        place += HEADER + length
-        if place <= len(data) and kind in (1, 4):  # a record in one part, or its last one
-            end = place
 
 
 def is_uploaded(file: Path) -> bool:
@@ -83,7 +66,9 @@ def _record_of(outputs: Path, file: Path) -> Path:
 def _upload(outputs: Path, runs: Sequence[Path]) -> None:
     mirror.keep_under(outputs)
     for file in runs:
-        os.truncate(file, whole(file))  # wandb takes a file with a torn end for one that is not uploaded, for ever
+        os.truncate(
+            file, mirror.whole(file)
+        )  # wandb takes a file with a torn end for one that is not uploaded, for ever
     folders = [str(file.parent.absolute()) for file in runs]
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", *folders]
     subprocess.run(command, stdin=subprocess.DEVNULL, check=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from proxytune.tracking import server
 
 INIT_SECONDS = 10.0
 FINISH_SECONDS = 30.0  # then the rest of an online run stays on disk
+HEADER, BLOCK = 7, 1 << 15  # bytes; wandb's files are LevelDB logs after a header of its own
 REGISTRIES = ("model", "dataset")  # the kinds that W&B keeps a registry for
 
 
@@ -131,7 +133,7 @@ class Mirror:
                 self.run.use_artifact(f"{name}:{alias or 'latest'}")
 
     def finish(self, exit_code: int) -> None:
-        """OSError where the server did not take all of an online run."""
+        """OSError where the server did not take all of an online run, or the disk not all of an offline one."""
         folder = Path(self.run.dir).parent
         try:
             self.run.finish(exit_code=exit_code)
@@ -140,12 +142,29 @@ class Mirror:
         except OSError:  # TimeoutError is one
             _tell(f"W&B did not take all of a run, which is kept in {folder}: `make sync` uploads it")
             raise
+        if self.mode == "offline" and any(whole(file) < file.stat().st_size for file in folder.glob("run-*.wandb")):
+            _tell(f"W&B could not write all of a run to {folder}: is the disk full? Its record is whole")
+            raise OSError(f"the end of the run is missing in {folder}")
 
 
 def _refused(folder: Path) -> bool:
     """wandb tells only its own log that a server refused a run's lines; a server that is away runs into the timeout."""
     log = folder / "logs" / "debug-internal.log"
     return log.exists() and "filestream: fatal error" in log.read_text("utf-8", "replace")
+
+
+def whole(file: Path) -> int:
+    """Bytes up to the end of the last whole record: what a kill or a full disk cut off lies behind it."""
+    data, place, end = file.read_bytes(), HEADER, HEADER
+    while True:
+        if (left := BLOCK - place % BLOCK) < HEADER:  # of a part as well: checksum, length, kind
+            place += left
+        if place + HEADER > len(data):
+            return end
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        place += HEADER + length
+        if place <= len(data) and kind in (1, 4):  # a record in one part, or its last one
+            end = place
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:

@@ -14,6 +14,7 @@ import pytest
 from proxytune.errors import DataError, ModelError, SettingsError
 from proxytune.experts import launch, ranks
 from proxytune.settings import Expert, Launch, load
+from tests.tracking.surroundings import command_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = "tests.experts.sleeping_rank"
@@ -117,9 +118,13 @@ def spread(folder: Path, do: str, log=lambda values, step: None) -> None:
 
 
 @pytest.mark.slow
-def test_what_rank_0_measures_is_recorded_once_and_nothing_is_left(tmp_path, capfd):
+def test_what_rank_0_measures_is_recorded_once_and_nothing_is_left(tmp_path, capfd, monkeypatch):
+    """And no key is on a command line, whatever the ranks have in their environment."""
+    monkeypatch.setenv("WANDB_API_KEY", canary := "canary-0123456789" * 2)
     seen = []
-    spread(tmp_path / "run", "work", lambda values, step: seen.append((step, values)))
+    with command_lines() as lines:
+        spread(tmp_path / "run", "work", lambda values, step: seen.append((step, values)))
+    assert any(RANK in line for line in lines) and not any(canary in line for line in lines)
     assert seen == [(step, {"train/loss": 1.0 / step}) for step in (1, 2, 3)]
     assert not (tmp_path / "run").exists()
     shown, note = capfd.readouterr().err.strip().splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,12 @@ print(started, time.monotonic() - began - logged)
 """
 
 
-def begin(outputs: Path, home: Path, half: int = 1, finish: float = 60, **environment: str) -> subprocess.Popen[str]:
+def begin(
+    outputs: Path, home: Path, half: int = 1, finish: float = 60, within: Sequence[str] = (), **environment: str
+) -> subprocess.Popen[str]:
+    """within: the command that the program is run by."""
     process = subprocess.Popen(
-        [PYTHON, "-c", RUN, str(outputs), str(half), str(finish)],
+        [*within, PYTHON, "-c", RUN, str(outputs), str(half), str(finish)],
         env=clean_environment(home, **environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -50,14 +54,14 @@ def begin(outputs: Path, home: Path, half: int = 1, finish: float = 60, **enviro
     return process
 
 
-def end(process: subprocess.Popen[str], outputs: Path) -> tuple[float, float, dict]:
+def end(process: subprocess.Popen[str], outputs: Path, count: int = LINES) -> tuple[float, float, dict]:
     """Seconds until the run had started, seconds that closing it took, and what the record says."""
     out, err = process.communicate("go on\n", timeout=120)
     assert process.returncode == 0, err
     (folder,) = (outputs / "runs").iterdir()
     told = json.loads((folder / "run.json").read_text())
     lines = [json.loads(line)["n"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert lines == list(range(LINES)) and told["status"] == "finished" and told["summary"] == {"done": 1}
+    assert lines == list(range(count)) and told["status"] == "finished" and told["summary"] == {"done": 1}
     started, closed = map(float, out.split())
     return started, closed, told
 
@@ -131,3 +135,19 @@ def test_a_folder_that_wandb_cannot_have_is_one_warning(tmp_path):
     (tmp_path / "wandb").write_text("in the way")
     _, _, told = end(begin(tmp_path, tmp_path, WANDB_MODE="offline"), tmp_path)
     assert len(told["warnings"]) == 1 and "this run has no mirror" in told["warnings"][0]
+
+
+@pytest.mark.parametrize("kilobytes", [0, 16, 64])
+def test_a_disk_that_is_full_for_wandb_alone_costs_neither_the_run_nor_a_line(tmp_path, kilobytes):
+    """A file system of its own for its folder, full at once or in mid-run: the mirror is lost, the record is whole."""
+    folder = tmp_path / "wandb"
+    folder.mkdir()
+    small = f"mount -t tmpfs -o size=64k tmpfs {folder} && head -c {64 - kilobytes}K /dev/zero > {folder}/fill"
+    within = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{small} && exec "$@"', "sh")
+    try:
+        subprocess.run([*within, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine lets nobody mount a file system of their own")
+    process = begin(tmp_path, tmp_path, half=2000, within=within, WANDB_MODE="offline")
+    _, _, told = end(process, tmp_path, 2000)
+    assert len(told["warnings"]) == 1 and "the mirror of this run stops here" in told["warnings"][0]

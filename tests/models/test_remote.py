@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,7 +243,7 @@ def test_retry_after_is_obeyed_and_pauses_grow_with_jitter(monkeypatch):
         server.faults = [faults.status(429, Retry_After="7"), *[faults.status(500)] * 4]
         base = client(server)
         base.first_pause = 1.0
-        monkeypatch.setattr(remote.asyncio, "sleep", nap)
+        monkeypatch.setattr(remote, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": nap}))  # in here alone
         asyncio.run(asking(base, Query(IDS, TOP)))
     assert pauses[0] == 7 and all(2**n / 2 <= pause <= 2**n for n, pause in enumerate(pauses) if n)
     assert len(pauses) == 5 and pauses[3] != 8 and base.spent.retries == 5

@@ -9,7 +9,7 @@ import torch
 from pipelines import launch
 from pipelines.evaluate import gather
 from proxytune.decoding.mixture import Mixture
-from proxytune.errors import DataError, SettingsError
+from proxytune.errors import DataError, SettingsError, StorageError
 from proxytune.evaluation import system
 from proxytune.evaluation.benchmarks import weighed, written
 from proxytune.evaluation.benchmarks.benchmark import Prompt, user
@@ -181,7 +181,7 @@ def test_what_cannot_be_judged_is_refused_before_a_model_is_loaded(place, gsm, m
         run(place, "truthfulqa_likelihood", gsm)
 
 
-def test_programs_are_run_once(place, monkeypatch):
+def test_programs_are_run_once_and_a_damaged_verdict_is_refused(place, monkeypatch):
     path = PUBLIC / "humaneval" / "HumanEval.jsonl.gz"
     if not path.exists():
         pytest.skip("HumanEval.jsonl.gz is not here")
@@ -195,6 +195,10 @@ def test_programs_are_run_once(place, monkeypatch):
         pytest.skip(str(error))
     assert first.summary["rows"][0]["measures"].keys() == {"pass@1"} and len(ran) == 3
     assert run(place, "humaneval", path, **how).summary["rows"] == first.summary["rows"] and len(ran) == 3
+    kept, *_ = place.outputs.rglob("*.verdicts")
+    kept.write_bytes(kept.read_bytes().replace(b"0.0", b"1.0", 1))
+    with pytest.raises(StorageError, match=f"{kept.name} is damaged"):
+        run(place, "humaneval", path, **how)
 
 
 # Prompts

@@ -7,7 +7,7 @@ import pytest
 
 from proxytune.settings import Tracker
 from proxytune.stages import sync
-from proxytune.tracking import record
+from proxytune.tracking import mirror, record
 from tests.tracking.surroundings import command_lines
 from tests.tracking.wandb_server import KEY
 
@@ -99,4 +99,4 @@ def test_the_end_of_the_last_whole_record_is_found_in_a_file_cut_anywhere(tmp_pa
     ends.append(len(data))
     for cut in [*range(0, 200), *range(len(data) - 60, len(data) + 1), 1 << 15, (1 << 15) + 3, (2 << 15) + 9]:
         path.write_bytes(data[:cut])
-        assert sync.whole(path) == max((end for end in ends if end <= cut), default=7), cut
+        assert mirror.whole(path) == max((end for end in ends if end <= cut), default=7), cut
