@@ -51,6 +51,7 @@ def quicken(model, *, second_copy: bool = True):
     packed = second_copy and sum(p.nbytes for p in model.parameters()) * 3 < (free_memory("cpu") or 0)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.numel() >= LARGE:
+            # torchao keeps the layer and makes its weight a tensor of another kind
+            if type(child) is nn.Linear and type(child.weight) is nn.Parameter and child.weight.numel() >= LARGE:
                 setattr(module, name, QuickLinear(child, packed))
     return model

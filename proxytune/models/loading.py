@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Generator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +79,35 @@ def _file(ref: ModelRef) -> dict[str, Any]:
 
 def _quantised(ref: ModelRef, device: str) -> dict[str, Any]:
     """What `from_pretrained` is told of weights that are not loaded as they are."""
-    from transformers import BitsAndBytesConfig, GgufConfig
+    from transformers import GgufConfig
 
     told: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
     if ref.gguf_file:
         told |= {"quantization_config": GgufConfig(dequantize=True)}
     if ref.quantization:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of casts in each layer of every forward
-        config = BitsAndBytesConfig(
-            load_in_8bit=ref.quantization == "8bit",
-            load_in_4bit=ref.quantization == "4bit",
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-        told |= {"quantization_config": config, "device_map": device if device == "auto" else {"": device}}
+        placed = device if device == "auto" else {"": device}
+        told |= {"quantization_config": _few_bits(ref.quantization), "device_map": placed}
     return told
+
+
+def _few_bits(name: str) -> Any:
+    """transformers' configuration of a quantisation. Raises ModelError where its library is not installed."""
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    library = "torchao" if name == "int8" else "bitsandbytes"
+    if find_spec(library) is None:
+        raise ModelError(f"quantization={name} needs {library}, which is not installed", f"pip install {library}")
+    if name == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of casts in each layer of every forward
+    return BitsAndBytesConfig(
+        load_in_8bit=name == "8bit",
+        load_in_4bit=name == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 @contextlib.contextmanager

@@ -20,15 +20,15 @@ class Section(BaseModel):
 class ModelRef(Section):
     """A model on the hub or in a folder; `embedded:small` and `embedded:base` are the shipped ones.
 
-    gguf_file: the weights of that GGUF file among the model's, dequantised. quantization: 8bit or 4bit by bitsandbytes
-    while loading; in 8 bits a row's scores depend on the rows beside it. device: as torch names it, or `auto` to spread
-    a model over several GPUs; None is the best there is.
+    gguf_file: the weights of that GGUF file among the model's, dequantised. quantization: while loading, 8bit or 4bit by
+    bitsandbytes, int8 by torchao; in 8bit a row's scores depend on the rows beside it. device: as torch names it, or
+    `auto` to spread a model over several GPUs; None is the best there is.
     """
 
     model: str
     revision: str | None = None
     gguf_file: str | None = None
-    quantization: Literal["8bit", "4bit"] | None = None
+    quantization: Literal["8bit", "4bit", "int8"] | None = None
     device: str | None = None
 
     @model_validator(mode="before")

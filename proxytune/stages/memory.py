@@ -12,7 +12,7 @@ from proxytune.models.trio import ExpertFiles
 from proxytune.settings import ModelRef, Steering
 
 PROMPT = 512  # tokens of a prompt, where keys and values are reckoned
-QUANTISED = {"8bit": 1.0, "4bit": 0.5}  # bytes of a number
+QUANTISED = {"8bit": 1.0, "int8": 1.0, "4bit": 0.5}  # bytes of a number
 
 
 def told(

@@ -42,3 +42,15 @@ def test_a_second_copy_is_made_only_where_memory_allows(monkeypatch):
     monkeypatch.setattr(linear, "free_memory", lambda device: 0)
     quick = quicken(copy.deepcopy(model(1, dtype=torch.float32)))
     assert all(module.packed is None for module in quick.modules() if isinstance(module, QuickLinear))
+
+
+def test_a_weight_of_another_kind_keeps_its_layer(monkeypatch):
+    monkeypatch.setattr(linear, "LARGE", 1)
+
+    class Quantised(nn.Parameter):
+        """As torchao puts one in place of a layer's own."""
+
+    quick = copy.deepcopy(model(1, dtype=torch.float32))
+    quick.lm_head.weight = Quantised(quick.lm_head.weight.detach().clone())
+    quicken(quick)
+    assert type(quick.lm_head) is nn.Linear and isinstance(quick.model.layers[0].mlp.up_proj, QuickLinear)

@@ -16,6 +16,8 @@ from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
 from proxytune.errors import ModelError
 from proxytune.files import resource
+from proxytune.models import linear
+from proxytune.models.linear import quicken
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.local import LocalSource
 from proxytune.models.source import Term
@@ -227,18 +229,23 @@ def test_a_gguf_file_is_loaded_as_the_model_it_was_made_from(tmp_path):
         load_model(ModelRef(model=str(tmp_path), gguf_file="other.gguf"))
 
 
-def test_quantisation_that_cannot_be_had_here_is_told_in_one_line(tmp_path):
-    if find_spec("bitsandbytes"):
+@pytest.mark.parametrize(("bits", "library"), [("4bit", "bitsandbytes"), ("int8", "torchao")])
+def test_quantisation_that_cannot_be_had_here_is_told_in_one_line(tmp_path, bits, library):
+    if find_spec(library):
         pytest.skip("it can be had here")
     folder = save_llama(tmp_path / "m", seed=1)
-    with pytest.raises(ModelError, match=r"cannot load the model .*bitsandbytes"):
-        load_model(ModelRef(model=str(folder), quantization="4bit"))
+    with pytest.raises(ModelError, match=rf"quantization={bits} needs {library}, .*pip install {library}"):
+        load_model(ModelRef(model=str(folder), quantization=bits))
 
 
-@pytest.mark.parametrize(("bits", "apart"), [("8bit", 0.05), ("4bit", 0.2)])
-def test_a_base_in_few_bits_is_steered_by_a_pair_that_is_not(bits, apart, capfd):
-    pytest.importorskip("bitsandbytes")
-    base = load_model(ModelRef(model="embedded:base", quantization=bits), "float32")
+@pytest.mark.parametrize(
+    ("bits", "apart", "library"),
+    [("8bit", 0.05, "bitsandbytes"), ("4bit", 0.2, "bitsandbytes"), ("int8", 0.05, "torchao")],
+)
+def test_a_base_in_few_bits_is_steered_by_a_pair_that_is_not(bits, apart, library, capfd, monkeypatch):
+    pytest.importorskip(library)
+    monkeypatch.setattr(linear, "LARGE", 1)
+    base = quicken(load_model(ModelRef(model="embedded:base", quantization=bits), "float32"))
     plain = load_model(ModelRef(model="embedded:base"), "float32")
     expert, anti = (load_model(ModelRef(model="embedded:small"), "float32") for _ in range(2))
     ids = [5, 6, 7, 300, 9]

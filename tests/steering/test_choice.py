@@ -165,9 +165,9 @@ def test_rows_with_other_nuclei_beside_them_keep_their_own(each, seed):
 
 
 def test_temperature_divides_and_the_penalty_divides_or_multiplies():
-    scores, seen = torch.tensor([[2.0, -2.0, 1.0, 0.0]]), torch.tensor([[True, True, False, True]])
-    assert warp(scores, 0.5).tolist() == [[4.0, -4.0, 2.0, 0.0]]
-    assert penalise(scores, seen, torch.tensor([[2.0]])).tolist() == [[1.0, -4.0, 1.0, 0.0]]
+    scores, seen = torch.tensor([[2.0, -2.0, -0.5, 1.0, 0.0]]), torch.tensor([[True, True, True, False, True]])
+    assert warp(scores, 0.5).tolist() == [[4.0, -4.0, -1.0, 2.0, 0.0]]
+    assert penalise(scores, seen, torch.tensor([[2.0]])).tolist() == [[1.0, -4.0, -1.0, 1.0, 0.0]]
 
 
 def test_what_is_not_asked_for_is_off():
