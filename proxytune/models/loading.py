@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Generator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,7 @@ def _few_bits(name: str) -> Any:
     if find_spec(library) is None:
         raise ModelError(f"quantization={name} needs {library}, which is not installed", f"pip install {library}")
     if name == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        return TorchAoConfig(Int8WeightOnlyConfig())
+        return TorchAoConfig(import_module("torchao.quantization").Int8WeightOnlyConfig())
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of casts in each layer of every forward
     return BitsAndBytesConfig(
         load_in_8bit=name == "8bit",

@@ -20,8 +20,8 @@ class Section(BaseModel):
 class ModelRef(Section):
     """A model on the hub or in a folder; `embedded:small` and `embedded:base` are the shipped ones.
 
-    gguf_file: the weights of that GGUF file among the model's, dequantised. quantization: while loading, 8bit or 4bit by
-    bitsandbytes, int8 by torchao; in 8bit a row's scores depend on the rows beside it. device: as torch names it, or
+    gguf_file: the weights of that GGUF file among the model's, dequantised. quantization, while loading: 8bit or 4bit
+    by bitsandbytes, int8 by torchao; in 8bit a row's scores depend on the rows beside it. device: as torch names it, or
     `auto` to spread a model over several GPUs; None is the best there is.
     """
 
