@@ -30,7 +30,7 @@ from proxytune.models.prompts import Turns
 from proxytune.models.trio import Trio
 from proxytune.settings import Family, ModelRef, Remote
 from proxytune.settings import load as validated
-from proxytune.stages.trio import files_of
+from proxytune.stages.shared.trio import files_of
 from proxytune.steering.choice import Sampling
 from proxytune.steering.variants import EQUATION, Variant
 

@@ -17,10 +17,11 @@ from proxytune.experts.registry import Expert
 from proxytune.files import Journal, hash_json, read_checked, write_checked, write_json
 from proxytune.models.prompts import Turns
 from proxytune.settings import Analyze, Evaluate
-from proxytune.stages import evaluate, past
-from proxytune.stages import trio as trios
-from proxytune.stages.past import Past
-from proxytune.stages.start import start
+from proxytune.stages import evaluate
+from proxytune.stages.shared import past
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.past import Past
+from proxytune.stages.shared.start import start
 from proxytune.tracking import record
 from proxytune.tracking.progress import track
 

@@ -34,9 +34,9 @@ from proxytune.files import write_checked, write_json
 from proxytune.models.prompts import plain_text, text_of
 from proxytune.settings import Evaluate
 from proxytune.stages import evaluate
-from proxytune.stages import trio as trios
 from proxytune.stages.evaluate import Alphas, Found, Records
-from proxytune.stages.start import dataset, start, warn
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.start import dataset, start, warn
 from proxytune.tasks import catalog
 from proxytune.tasks import rows as forms
 

@@ -15,7 +15,7 @@ from proxytune.models.loading import load_tokenizer
 from proxytune.models.trio import check_anti
 from proxytune.settings import Expert as Settings
 from proxytune.settings import ModelRef, Peft
-from proxytune.stages.trio import files_of, weights_of
+from proxytune.stages.shared.trio import files_of, weights_of
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from proxytune.files import write_jsonl
 from proxytune.models.prompts import Turns, plain_text
 from proxytune.models.trio import Trio
 from proxytune.settings import DecodeStage
-from proxytune.stages import trio as trios
-from proxytune.stages.kept import Kept
-from proxytune.stages.room import in_smaller_batches
-from proxytune.stages.served import Writing, certificate
-from proxytune.stages.start import start
-from proxytune.stages.trio import Held
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.kept import Kept
+from proxytune.stages.shared.room import in_smaller_batches
+from proxytune.stages.shared.served import Writing, certificate
+from proxytune.stages.shared.start import start
+from proxytune.stages.shared.trio import Held
 from proxytune.tasks import catalog
 from proxytune.tracking.progress import track
 

@@ -6,9 +6,9 @@ from proxytune.errors import RegistryError
 from proxytune.experts.registry import Registry
 from proxytune.settings import DecodeStage, Demo, Evaluate, Expert, S, Steering, Sweep
 from proxytune.stages import decode, evaluate, expert, sweep
-from proxytune.stages import trio as trios
 from proxytune.stages.evaluate import Found
-from proxytune.stages.start import dataset
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.start import dataset
 
 
 def run(settings: Demo) -> Found:

@@ -8,8 +8,8 @@ from typing import Any
 from proxytune.experts.registry import Expert
 from proxytune.files import hash_json, read_checked, write_checked
 from proxytune.settings import Evaluate
-from proxytune.stages import trio as trios
-from proxytune.stages.start import dataset
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.start import dataset
 from proxytune.tasks.task import Row
 from proxytune.tracking.progress import track
 

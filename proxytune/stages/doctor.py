@@ -21,9 +21,9 @@ from proxytune.models.members import separable
 from proxytune.models.prompts import Format, Turns
 from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.settings import Doctor, ModelRef
-from proxytune.stages import memory
-from proxytune.stages import trio as trios
-from proxytune.stages.start import dataset
+from proxytune.stages.shared import memory
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.start import dataset
 from proxytune.tasks import catalog
 
 SHOWN = 400  # characters of a prompt

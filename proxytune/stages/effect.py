@@ -13,8 +13,8 @@ from proxytune.errors import TrioError
 from proxytune.evaluation.intervals import Estimate, Measured, bootstrap, paired_difference
 from proxytune.experts.registry import Expert
 from proxytune.settings import Doctor
-from proxytune.stages import trio as trios
-from proxytune.stages.start import dataset
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.start import dataset
 
 BATCH = 8  # rows in a forward
 

@@ -18,11 +18,11 @@ from proxytune.evaluation.system import System, of_trio
 from proxytune.experts.registry import Expert, Registry
 from proxytune.files import write_checked, write_json
 from proxytune.settings import Evaluate
-from proxytune.stages import alone
-from proxytune.stages import trio as trios
-from proxytune.stages.room import in_smaller_batches
-from proxytune.stages.served import INEXACT, reach, spent
-from proxytune.stages.start import dataset, start, warn
+from proxytune.stages.shared import alone
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.room import in_smaller_batches
+from proxytune.stages.shared.served import INEXACT, reach, spent
+from proxytune.stages.shared.start import dataset, start, warn
 from proxytune.tasks import catalog
 from proxytune.tracking import record
 

@@ -17,7 +17,7 @@ from proxytune.models.prompts import Format
 from proxytune.settings import Expert as Settings
 from proxytune.stages import chain
 from proxytune.stages.chain import Beginning
-from proxytune.stages.start import dataset, start, warn
+from proxytune.stages.shared.start import dataset, start, warn
 from proxytune.tasks import catalog, sources
 from proxytune.tracking import record
 

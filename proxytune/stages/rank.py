@@ -30,7 +30,7 @@ def _train(folder: Path) -> None:
     from proxytune.files import read_json
     from proxytune.settings import Expert, load
     from proxytune.stages import expert
-    from proxytune.stages.start import limit_threads
+    from proxytune.stages.shared.start import limit_threads
 
     class Steps(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):

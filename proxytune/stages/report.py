@@ -11,9 +11,9 @@ from proxytune.evaluation.summary import SCORES, SYSTEMS, better, spoken
 from proxytune.experts.registry import Expert, Registry
 from proxytune.files import read_checked, read_json, read_jsonl, write_atomic
 from proxytune.settings import Analyze, Evaluate
-from proxytune.stages import past
-from proxytune.stages.past import Past
-from proxytune.stages.start import start
+from proxytune.stages.shared import past
+from proxytune.stages.shared.past import Past
+from proxytune.stages.shared.start import start
 
 NAME, PICTURES = "report.html", "pictures"  # in the run's folder
 

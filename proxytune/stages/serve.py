@@ -21,9 +21,9 @@ from proxytune.experts.registry import Expert
 from proxytune.models.prompts import text_of
 from proxytune.models.trio import Trio
 from proxytune.settings import Serve
-from proxytune.stages import trio as trios
-from proxytune.stages.served import reach
-from proxytune.stages.start import start
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.served import reach
+from proxytune.stages.shared.start import start
 from proxytune.tasks import catalog, sources
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from proxytune.experts.registry import Expert, Registry
 from proxytune.files import hash_json, write_json
 from proxytune.settings import Evaluate, Sweep
 from proxytune.stages import divergence, evaluate
-from proxytune.stages import trio as trios
 from proxytune.stages.evaluate import Found, Records
-from proxytune.stages.start import start
+from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.start import start
 
 
 def run(settings: Sweep) -> Found:

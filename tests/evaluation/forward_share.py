@@ -26,7 +26,7 @@ from proxytune.models.local import LocalSource
 from proxytune.models.prompts import Format
 from proxytune.models.source import Term
 from proxytune.settings import Benchmark, Decode, ModelRef
-from proxytune.stages.trio import whole_vocabulary
+from proxytune.stages.shared.trio import whole_vocabulary
 
 ROLES = ("base", "expert", "anti")
 INSIDE = [0.0]  # seconds in forwards so far

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines import exits
 from proxytune.errors import ModelError
-from proxytune.stages.room import in_smaller_batches
+from proxytune.stages.shared.room import in_smaller_batches
 from tests.faults.place import COMMANDS, Place, Whole
 from tests.faults.test_kill import ALL, points
 from tests.faults.writes import GROWING

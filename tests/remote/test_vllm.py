@@ -35,7 +35,7 @@ from proxytune.models.probe import probe
 from proxytune.models.remote import RemoteBase
 from proxytune.settings import Remote
 from proxytune.stages.serve import listening
-from proxytune.stages.trio import files_of
+from proxytune.stages.shared.trio import files_of
 from proxytune.steering.choice import Sampling
 from proxytune.tasks import catalog
 from tests.remote.embedded import BASE, SIZE, asked, holds, mixture

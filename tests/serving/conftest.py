@@ -20,7 +20,7 @@ from proxytune.models.identity import identify
 from proxytune.models.loading import load_model
 from proxytune.settings import Decode, Family, Serve, Steer, TaskChoice, Tracker
 from proxytune.stages import serve
-from proxytune.stages import trio as trios
+from proxytune.stages.shared import trio as trios
 from tests.decoding.tiny_models import adapter
 from tests.models.tiny_family import save_family, tokenizer
 

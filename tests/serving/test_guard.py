@@ -20,7 +20,7 @@ from proxytune.errors import SettingsError
 from proxytune.serving import guard
 from proxytune.serving.api import FILES
 from proxytune.stages import serve
-from proxytune.stages import trio as trios
+from proxytune.stages.shared import trio as trios
 from tests.serving.conftest import STEERED, House, running
 
 KEY = "canary-5f3a9c1e"

@@ -16,7 +16,7 @@ from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
 from proxytune.models import trio as trio_module
 from proxytune.settings import Decode
-from proxytune.stages import trio as trios
+from proxytune.stages.shared import trio as trios
 from proxytune.steering.choice import Sampling
 from tests.serving.conftest import STEERED, metric, running, until
 

@@ -16,7 +16,8 @@ from proxytune.evaluation.intervals import Estimate
 from proxytune.models.described import describe
 from proxytune.models.loading import load_model
 from proxytune.settings import Doctor, Evaluate, ModelRef, Remote
-from proxytune.stages import doctor, effect, evaluate, memory
+from proxytune.stages import doctor, effect, evaluate
+from proxytune.stages.shared import memory
 from tests.models.tiny_family import save_llama, tokenizer
 from tests.remote import faults
 from tests.remote.server import MODEL, Server

@@ -10,7 +10,8 @@ import pytest
 from proxytune.errors import DataError, RegistryError, TrioError
 from proxytune.experts.registry import Registry
 from proxytune.settings import Data, Evaluate
-from proxytune.stages import evaluate, trio
+from proxytune.stages import evaluate
+from proxytune.stages.shared import trio
 from tests.models.tiny_family import write_rows
 
 ROW = {"system", "alpha", "n", "loss", "metric", "metric_name", "loss_ci", "metric_ci"}

@@ -13,7 +13,7 @@ from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.trio import load as load_trio
 from proxytune.settings import Data, Expert, ModelRef
 from proxytune.stages import expert
-from proxytune.stages import trio as trios
+from proxytune.stages.shared import trio as trios
 from tests.models.tiny_family import write_rows
 from tests.stages.conftest import STEPS
 

@@ -19,8 +19,8 @@ from proxytune.models.loading import load_tokenizer
 from proxytune.models.trio import load as load_trio
 from proxytune.settings import Data, Expert, TaskChoice
 from proxytune.stages import expert
-from proxytune.stages import trio as trios
 from proxytune.stages.self_rewarding import loop
+from proxytune.stages.shared import trio as trios
 from tests.evaluation.test_judges import Api
 from tests.models.tiny_family import write_rows
 

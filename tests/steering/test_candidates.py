@@ -7,7 +7,7 @@ import torch
 
 from proxytune.steering.arithmetic import difference, steer
 from proxytune.steering.candidates import bound, decide, forbid, narrow, steer_bounds
-from proxytune.steering.choice import Choice, Sampling, gumbel
+from proxytune.steering.choice import Choice, Sampling, gumbel, warp
 
 V, K = 64, 8
 CHOICES = {
@@ -147,6 +147,73 @@ def test_the_mass_that_is_left_bounds_more_tightly_than_the_last_score():
     bounds = bound(ids, base_BV.gather(-1, ids), torch.tensor([-6.1]), V)
     left = 1 - base_BV[0, :2].double().exp().sum()
     assert bounds.upper_BV[0, 5].item() == pytest.approx(left.log().item(), abs=1e-2) and left.log() < -6.1
+
+
+def test_bounds_are_as_tight_as_the_answer_allows():
+    """Of ten ids two were returned, with .6 and .3: .1 is left, and no other has more than the floor says."""
+    ids, scores = torch.tensor([[4, 7]]), torch.tensor([[0.6, 0.3]]).log()
+    rest = [i for i in range(10) if i not in (4, 7)]
+    for floor, cap, most in ((0.3, 0.1, 1), (0.04, 0.04, 3)):
+        bounds = bound(ids, scores, torch.tensor([floor]).log(), 10)
+        assert bounds.upper_BV[0, rest].exp().tolist() == pytest.approx([cap] * 8, rel=1e-4)
+        assert bounds.most_B.item() == most and (bounds.lower_BV[0, rest] == -torch.inf).all()
+        assert bounds.lower_BV[0, ids[0]].tolist() == bounds.upper_BV[0, ids[0]].tolist() == scores[0].tolist()
+    off = bound(ids, scores, torch.tensor([0.04]).log(), 10, tolerance=0.01)
+    assert (off.upper_BV - scores[0, 0])[0, 4].item() == pytest.approx(0.01, rel=1e-4)
+    assert (off.lower_BV - scores[0, 0])[0, 4].item() == pytest.approx(-0.01, rel=1e-4)
+    assert off.upper_BV[0, 5].item() == pytest.approx(torch.tensor(0.04).log().item() + 0.01, abs=1e-6)
+
+
+def test_a_single_answer_leaves_another_token_up_to_as_much():
+    """A base that gives its best alone, .5: another may have nearly .5, which small models may turn into the choice."""
+    bounds = bound(torch.tensor([[2]]), torch.tensor([[0.5]]).log(), torch.tensor([0.5]).log(), 4)
+    shift = torch.tensor([[0.0, 0.1, 0.0, 0.0]])
+    assert not decide(steer_bounds(bounds, [(shift, 1.0)])).certified_B.item()
+    assert decide(steer_bounds(bounds, [(shift, -1.0)])).certified_B.item() is False  # a tie with ids 0 and 3
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-4])
+def test_no_bound_is_rounded_below_what_it_bounds(tolerance):
+    floors = -torch.linspace(3, 9, 500)
+    bounds = bound(torch.zeros(500, 1).long(), floors[:, None], floors, 3, tolerance=tolerance)
+    assert (bounds.upper_BV[:, 1].double() >= floors.double() + tolerance).all()
+    assert tolerance or torch.equal(bounds.upper_BV[:, 1], floors)
+
+
+def test_rules_that_are_off_change_no_interval():
+    cases = Cases(3, 1)
+    whole = bound(cases.told.indices, cases.told.values, cases.told.values[:, -1], V)
+    same = narrow(whole, 1.0)
+    assert torch.equal(same.lower_BV, whole.lower_BV) and torch.equal(same.upper_BV, whole.upper_BV)
+    all_ = narrow(whole, 1.0, top_k=V, top_p=1.0, min_p=0.0)
+    assert torch.equal(all_.lower_BV, whole.lower_BV) and torch.equal(all_.upper_BV, whole.upper_BV)
+
+
+def test_top_1_is_the_likeliest_whatever_the_noise():
+    scores = torch.tensor([[0.6, 0.3]]).log()
+    bounds = narrow(bound(torch.tensor([[4, 7]]), scores, scores[:, -1], 10), 1.0, top_k=1)
+    noise = torch.zeros(1, 10)
+    noise[0, 7] = 5.0
+    found = decide(bounds, noise)
+    assert found.tokens_B.item() == 4 and found.certified_B.item()
+
+
+def test_few_unknown_tokens_at_the_cap_drop_what_lies_beyond_the_nucleus():
+    """Of 1,000 ids two were returned, .6 and .3; the others have .1 between them, not .1 each."""
+    scores = torch.tensor([[0.6, 0.3]]).log()
+    bounds = narrow(bound(torch.tensor([[4, 7]]), scores, scores[:, -1], 1000), 1.0, top_p=0.8)
+    assert (bounds.upper_BV[0] > -torch.inf).nonzero()[:, 0].tolist() == [4, 7]
+    assert (bounds.lower_BV[0] > -torch.inf).nonzero()[:, 0].tolist() == [4, 7]
+
+
+def test_heat_gives_many_small_masses_more_than_few_large_ones_and_drops_nothing_for_it():
+    """.5 and .3 were returned. At temperature 2 two unknown ids at the cap would weigh .63, and 200 like ones 6.3."""
+    ids, scores = torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.3]]).log()
+    base_BV = torch.full((1, 202), 0.2 / 200).log()
+    base_BV[0, :2] = scores
+    found = narrow(bound(ids, scores, scores[:, -1], 202), 2.0, top_p=0.5)
+    kept_BV = warp(base_BV, 2.0, top_p=0.5) > -torch.inf
+    assert kept_BV.sum() > 50 and (found.upper_BV[kept_BV] > -torch.inf).all()
 
 
 def test_ids_that_the_server_cannot_name_may_score_anything_that_is_left():

@@ -16,8 +16,8 @@ from proxytune.experts.registry import Expert
 from proxytune.files import hash_json, write_json
 from proxytune.settings import Decode
 from proxytune.stages.self_rewarding.loop import Loop
-from proxytune.stages.start import start
-from proxytune.stages.trio import weights_of
+from proxytune.stages.shared.start import start
+from proxytune.stages.shared.trio import weights_of
 from proxytune.tasks.task import Row
 
 

@@ -15,8 +15,8 @@ from proxytune.files import hash_json, read_jsonl, write_jsonl
 from proxytune.settings import Decode, ModelRef
 from proxytune.settings import Expert as Settings
 from proxytune.settings.self_rewarding import SelfRewarding
-from proxytune.stages.alone import Author
-from proxytune.stages.kept import Kept
+from proxytune.stages.shared.alone import Author
+from proxytune.stages.shared.kept import Kept
 from proxytune.tasks import sources
 from proxytune.tasks.task import Row, Task
 

@@ -29,7 +29,7 @@ from proxytune.settings.self_rewarding import Chosen
 from proxytune.stages.self_rewarding import iterates
 from proxytune.stages.self_rewarding.loop import Loop, divided, once
 from proxytune.stages.self_rewarding.rounds import play
-from proxytune.stages.start import dataset, limit_threads, warn
+from proxytune.stages.shared.start import dataset, limit_threads, warn
 from proxytune.tasks import catalog, rowfiles
 from proxytune.tasks.task import SPLITS, Row
 

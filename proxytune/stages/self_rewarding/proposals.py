@@ -12,8 +12,8 @@ from proxytune.experts.self_rewarding.propose import Frame, Sieve, shown, stops
 from proxytune.files import read_jsonl, write_jsonl
 from proxytune.models.prompts import text_of
 from proxytune.settings import ModelRef
-from proxytune.stages.alone import Author
 from proxytune.stages.self_rewarding.loop import Loop, divided
+from proxytune.stages.shared.alone import Author
 from proxytune.tasks.task import SPLITS, Row
 
 TRIES = 4  # batches of proposals before a round does with fewer prompts

@@ -14,8 +14,8 @@ from proxytune.evaluation.rubric import Rubric, score
 from proxytune.models.prompts import text_of
 from proxytune.settings import Decode, Judge, ModelRef
 from proxytune.settings.self_rewarding import SelfRewarding
-from proxytune.stages.alone import Author
-from proxytune.stages.kept import Kept
+from proxytune.stages.shared.alone import Author
+from proxytune.stages.shared.kept import Kept
 from proxytune.tasks.task import Row, Task
 from proxytune.tracking.progress import track
 

@@ -12,12 +12,12 @@ from proxytune.experts.registry import Expert
 from proxytune.experts.self_rewarding import pairs
 from proxytune.experts.self_rewarding.pairs import Judged
 from proxytune.files import hash_json, read_json, write_json, write_jsonl
-from proxytune.stages.alone import Author
-from proxytune.stages.kept import Kept
 from proxytune.stages.self_rewarding import rewards
 from proxytune.stages.self_rewarding.loop import Loop, divided, once
 from proxytune.stages.self_rewarding.proposals import proposed
-from proxytune.stages.start import start
+from proxytune.stages.shared.alone import Author
+from proxytune.stages.shared.kept import Kept
+from proxytune.stages.shared.start import start
 from proxytune.tasks.task import Row
 
 

@@ -14,7 +14,7 @@ from proxytune.evaluation.summary import rows_file
 from proxytune.files import read_json, read_jsonl
 from proxytune.models.prompts import Turns, text_of
 from proxytune.settings import Evaluate, S, Steering, load
-from proxytune.stages.start import dataset
+from proxytune.stages.shared.start import dataset
 
 CONFIG, RECORD, REPLIES = "config.json", "run.json", "replies.jsonl"
 

@@ -20,7 +20,7 @@ from proxytune.models.loading import load_tokenizer
 from proxytune.models.trio import ExpertFiles, Trio
 from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.settings import ModelRef, Steering
-from proxytune.stages import memory
+from proxytune.stages.shared import memory
 from proxytune.tasks.task import Row, Task
 
 Held = Sequence[tuple[Expert, float]]  # the experts beside the first, each with the alpha that it keeps

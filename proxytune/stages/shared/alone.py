@@ -17,9 +17,9 @@ from proxytune.models.local import LocalSource
 from proxytune.models.prompts import Format, Turns
 from proxytune.models.source import Term
 from proxytune.settings import Decode, ModelRef
-from proxytune.stages.kept import Kept
-from proxytune.stages.room import in_smaller_batches
-from proxytune.stages.trio import whole_vocabulary
+from proxytune.stages.shared.kept import Kept
+from proxytune.stages.shared.room import in_smaller_batches
+from proxytune.stages.shared.trio import whole_vocabulary
 from proxytune.tracking.progress import track
 
 

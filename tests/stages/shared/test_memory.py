@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from proxytune.settings import DecodeStage
-from proxytune.stages import memory
-from proxytune.stages import trio as trios
+from proxytune.stages.shared import memory
+from proxytune.stages.shared import trio as trios
 
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
