@@ -173,11 +173,13 @@ def records(
     }
     name = f"tokens-{settings.task.name}-{settings.system}-{hash_json(content)[:24]}.jsonl"
     path = settings.outputs / "analysis" / name
+    part = path.with_suffix(".part")
     if path.is_file():
+        part.unlink(missing_ok=True)  # a kill came just after the file was whole
         return read_checked(path), path
     trio = trios.load(settings, expert, beside)
     (system,) = of_trio(trio, {"steered": trios.mixtures(trio)["steered"]})
-    journal = Journal(path.with_suffix(".part"))
+    journal = Journal(part)
     found = list(journal.rows)
     said = [_said(system, one) for one in written[len(found) :]]
     batches = tokens.records(
