@@ -106,7 +106,7 @@ test: $(READY) ## the whole test suite, without a network                       
 fuzz: $(READY) ## the long form of the tests with random examples: 1,500 each; about an hour
 	$(VENV)/bin/python -m pytest -n auto tests/decoding tests/steering tests/models tests/serving/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
 
-crash: $(READY) ## faults at every write: kills, full disks, damage; about an hour of one core
+crash: $(READY) ## faults at every write: kills, full disks, damage; 40 minutes of two cores
 	PROXYTUNE_CRASH=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal tests/faults tests/stages/test_sharded.py $(ARGS)
 
 check: $(READY) ## style, types and layers, as CI does

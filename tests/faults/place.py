@@ -22,12 +22,11 @@ PROMPTS = 3
 @dataclass(frozen=True)
 class Command:
     """words: its command line; {given} is the folder of what stays, {run} the state's run of decode.
-    state: what it begins with. every: in the long form it is killed at each, or each so-many-th, of its writes.
-    again: exit codes of another run once all is done."""
+    state: what it begins with. again: exit codes of another run once all is done.
+    """
 
     words: str
     state: str = "trained"
-    every: int = 1
     again: tuple[int, ...] = (0,)
 
 
@@ -39,10 +38,10 @@ REPLIES = "decode.max_new_tokens=4 decode.batch_size=2"
 # One line makes a command's every write a moment to kill it and to fill the disk at.
 COMMANDS = {
     "expert": Command(f"expert {ON} {DATA} {STEPS}", "empty"),
-    "dpo": Command(f"expert {ON} {PAIRS} {STEPS} method=dpo from=qa", every=3),
+    "dpo": Command(f"expert {ON} {PAIRS} {STEPS} method=dpo from=qa"),
     "decode": Command(f"decode {ON} {REPLIES} prompts={{given}}/prompts.txt out=outputs/replies.jsonl"),
     "evaluate": Command(f"evaluate {ON} {DATA} {REPLIES} score_batch_size=2"),
-    "sweep": Command(f"sweep {ON} {DATA} {REPLIES} score_batch_size=2 alphas=[0,1]", every=4),
+    "sweep": Command(f"sweep {ON} {DATA} {REPLIES} score_batch_size=2 alphas=[0,1]"),
     "analyze": Command(f"analyze {ON} run={{run}} score_batch_size=2 bootstrap_samples=50", "decoded"),
     "report": Command("report {run}", "analyzed"),
     "tag": Command("registry tag qa good"),

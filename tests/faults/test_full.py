@@ -34,7 +34,7 @@ LlamaForCausalLM.forward = scarce
 @pytest.mark.parametrize("name", ALL)
 def test_a_disk_that_fills_up_at_a_write_is_one_line_and_spoils_nothing(place: Place, name, record_property):
     whole = place.whole(name)
-    moments = points(name, whole, GROWING)
+    moments = points(whole, GROWING)
     faults = {f"{at} {whole.ended.seen[at - 1]}": filled_up(place, name, whole, at) for at in moments}
     broken = {where: found for where, found in faults.items() if found}
     record_property("full disks", len(moments))

@@ -20,11 +20,11 @@ BRIEF = ("expert", "decode", "evaluate", "tag", "import")  # in the short form
 ALL = [name if name in BRIEF else pytest.param(name, marks=pytest.mark.crash) for name in COMMANDS]
 
 
-def points(name: str, whole: Whole, kinds: Collection[str] = ()) -> list[int]:
-    """Every write (of these kinds, where some are given), or each so-many-th, or a few spread over all of them."""
+def points(whole: Whole, kinds: Collection[str] = ()) -> list[int]:
+    """Every write (of these kinds, where some are given), or in the short form a few spread over all of them."""
     found = [at for at, seen in enumerate(whole.ended.seen, 1) if not kinds or seen.split()[0] in kinds]
     if LONG:
-        return found[:: COMMANDS[name].every]
+        return found
     return [found[(2 * n + 1) * len(found) // (2 * POINTS)] for n in range(POINTS)]
 
 
@@ -40,7 +40,7 @@ def tell(record: Callable[[str, object], None], done: dict[str, Resumed]) -> Non
 @pytest.mark.parametrize("name", ALL)
 def test_a_kill_at_a_write_loses_nothing_and_changes_nothing(place: Place, name, record_property):
     whole = place.whole(name)
-    found = {f"{at} {whole.ended.seen[at - 1]}": at for at in points(name, whole)}
+    found = {f"{at} {whole.ended.seen[at - 1]}": at for at in points(whole)}
     done = {where: place.killed_and_run_again(name, whole, at=at) for where, at in found.items()}
     tell(record_property, {where: one for where, one in done.items() if one})
 
