@@ -103,7 +103,7 @@ pretrain: $(READY) ## pre-train the embedded family anew; hours on a CPU
 test: $(READY) ## the whole test suite, without a network                                 ARGS='-k name'
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-fuzz: $(READY) ## the long form of the tests with random examples: 1,500 each; about an hour
+fuzz: $(READY) ## the long form of the tests with random examples: 1,500 each; an hour and more
 	$(VENV)/bin/python -m pytest -n auto tests/decoding tests/steering tests/models tests/serving/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
 
 crash: $(READY) ## faults at every write: kills, full disks, damage; 40 minutes of two cores
