@@ -198,6 +198,14 @@ def test_top_1_is_the_likeliest_whatever_the_noise():
     assert found.tokens_B.item() == 4 and found.certified_B.item()
 
 
+def test_a_tie_at_the_edge_of_a_truncation_drops_neither():
+    scores = torch.tensor([[0.4, 0.4]]).log()
+    tied = bound(torch.tensor([[4, 7]]), scores, scores[:, -1], 10)
+    for rule in ({"top_k": 1}, {"min_p": 1.0}):
+        bounds = narrow(tied, 1.0, **rule)
+        assert (bounds.upper_BV > -torch.inf)[0, [4, 7]].all() and (bounds.lower_BV > -torch.inf)[0, [4, 7]].all()
+
+
 def test_few_unknown_tokens_at_the_cap_drop_what_lies_beyond_the_nucleus():
     """Of 1,000 ids two were returned, .6 and .3; the others have .1 between them, not .1 each."""
     scores = torch.tensor([[0.6, 0.3]]).log()
@@ -217,19 +225,20 @@ def test_heat_gives_many_small_masses_more_than_few_large_ones_and_drops_nothing
 
 
 def test_ids_that_the_server_cannot_name_may_score_anything_that_is_left():
-    scores = torch.tensor([[0.5, 0.2, 0.1]]).log()
-    ids = torch.tensor([[3, -1, 9]])  # the second text could be one of several ids
+    scores = torch.tensor([[0.5, 0.2, 0.1], [0.8, 0.1, 0.05]]).log()
+    ids = torch.tensor([[3, -1, 9], [3, -1, 9]])  # the second text could be one of several ids
     bounds = bound(ids, scores, scores[:, -1], V, unbounded=(7, 8))
-    assert bounds.upper_BV[0, 7].item() == pytest.approx(torch.tensor(0.4).log().item(), abs=1e-4)
-    assert bounds.upper_BV[0, 20].item() == pytest.approx(torch.tensor(0.1).log().item(), abs=1e-4)
+    assert bounds.upper_BV[:, 7].exp().tolist() == pytest.approx([0.4, 0.15], abs=1e-4)
+    assert bounds.upper_BV[:, 20].exp().tolist() == pytest.approx([0.1, 0.05], abs=1e-4)
     assert bounds.known_BV[0].nonzero()[:, 0].tolist() == [3, 9]
 
 
 def test_ids_beyond_the_shared_vocabulary_are_mass_and_never_said():
     scores = torch.tensor([[0.9, 0.05]]).log()
-    bounds = bound(torch.tensor([[V + 3, 4]]), scores, scores[:, -1], V)
-    assert decide(bounds).tokens_B.item() == 4
-    assert bounds.upper_BV[0, 5].item() == pytest.approx(torch.tensor(0.05).log().item(), abs=1e-3)
+    for beyond in (V, V + 3):
+        bounds = bound(torch.tensor([[beyond, 4]]), scores, scores[:, -1], V, unbounded=(7,))
+        assert decide(bounds).tokens_B.item() == 4
+        assert bounds.upper_BV[0, [5, 7]].exp().tolist() == pytest.approx([0.05, 0.95], abs=1e-4)
 
 
 def test_with_nothing_returned_the_token_is_a_guess_and_never_certified():
