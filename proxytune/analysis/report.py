@@ -104,7 +104,7 @@ def _facts(found: Found) -> str:
                 facts.append((name, f"{chosen[key]:.3f}", before))
         for key, gap in found.summary["gap_closed"].items():
             name = "loss" if key == "loss" else spoken(found.summary["rows"][0]["metric_name"])
-            if gap["value"] is not None and not gap["unstable"]:
+            if gap["value"] is not None and not gap["unstable"] and not gap.get("backwards"):
                 facts.append(
                     (f"gap to tuned closed, {name}", f"{gap['value']:.0%}", value(gap, ".0%").partition(" ")[2])
                 )

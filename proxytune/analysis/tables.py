@@ -107,6 +107,8 @@ def gap_line(summary: Summary) -> str:
 
 
 def gap_told(measure: str, gap: Mapping[str, Any]) -> str:
+    if gap.get("backwards"):
+        return f"{measure} none: tuned is worse than base"
     note = ", unstable: base and tuned cannot be told apart" if gap["unstable"] else ""
     return f"{measure} {with_interval(gap['value'], gap['ci'], '.0%')}{note}"
 

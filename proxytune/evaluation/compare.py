@@ -236,7 +236,7 @@ def _gap(group: Group, measure: str, level: float, samples: int, seed: int) -> d
         return {}
     found = pooled(measured, samples, seed)
     gap = gap_closed(found["base"], found["steered"], found["tuned"], level)
-    return {"run": group.name, "measure": measure, **told_gap(gap)}
+    return {"run": group.name, "measure": measure, **told_gap(gap, better(measure, measure))}
 
 
 def _verdict(one: Mapping[str, Any], level: float) -> str:

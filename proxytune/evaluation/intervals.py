@@ -49,11 +49,16 @@ class Interval:
 class Gap:
     """The share of the way from base to tuned that steering went; below 0 and above 1 are possible.
 
-    unstable: base and tuned cannot be told apart (their difference's interval includes 0), so the share says nothing.
+    way: tuned minus base, which tells whether there is anything to close.
     """
 
     share: Interval
-    unstable: bool
+    way: Interval
+
+    @property
+    def unstable(self) -> bool:
+        """Base and tuned cannot be told apart (their difference's interval includes 0), so the share says nothing."""
+        return not self.way.excludes_zero
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def paired_difference(of: Estimate, against: Estimate, level: float = LEVEL) -> 
 def gap_closed(base: Estimate, steered: Estimate, tuned: Estimate, level: float = LEVEL) -> Gap:
     """(steered - base) / (tuned - base), unclipped; three estimates of one bootstrap."""
     whole = tuned - base
-    return Gap(((steered - base) / whole).interval(level), unstable=not whole.interval(level).excludes_zero)
+    return Gap(((steered - base) / whole).interval(level), whole.interval(level))
 
 
 def _resampled_sums(columns_NK: np.ndarray, samples: int, seed: int) -> np.ndarray:

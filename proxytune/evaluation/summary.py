@@ -6,7 +6,8 @@
                                     (stages/benchmark.py)
     chosen                          the alpha that everything below is about
     differences                     steered minus base and minus expert, on the same resampled rows
-    gap_closed                      (steered - base) / (tuned - base) for loss and metric; {} where nothing was tuned
+    gap_closed                      (steered - base) / (tuned - base) for loss and metric; {} where nothing was tuned;
+                                    unstable or backwards where base and tuned are alike, or tuned is the worse one
     verdict                         one sentence
     level                           of every interval
     rows_fingerprint                of questions and right answers: runs that share it measured the same rows
@@ -135,7 +136,7 @@ def build(
         "rows": [_row(one, estimates, level) for one in scores],
         "chosen": chosen,
         "differences": differences,
-        "gap_closed": _gaps(estimates, chosen, level),
+        "gap_closed": _gaps(estimates, chosen, metric_name, level),
         "verdict": verdict(differences, chosen, metric_name, level),
         "level": level,
         "rows_fingerprint": _fingerprint(scores),
@@ -257,18 +258,25 @@ def _difference(estimates: Mapping[Key, Estimate], alpha: float | None, against:
     return {"of": "steered", "against": against, **found, "excludes_zero": excludes}
 
 
-def _gaps(estimates: Mapping[Key, Estimate], alpha: float | None, level: float) -> dict[str, Any]:
+def _gaps(estimates: Mapping[Key, Estimate], alpha: float | None, metric_name: str, level: float) -> dict[str, Any]:
     gaps = {}
     for name in MEASURES:
         base, tuned = estimates.get(("base", None, name)), estimates.get(("tuned", None, name))
         steered = estimates.get(("steered", alpha, name))
         if base and steered and tuned:
-            gaps[name] = told_gap(gap_closed(base, steered, tuned, level))
+            gaps[name] = told_gap(gap_closed(base, steered, tuned, level), better(name, metric_name))
     return gaps
 
 
-def told_gap(gap: Gap) -> dict[str, Any]:
-    return {"value": _number(gap.share.value), "ci": _bounds(gap.share), "unstable": gap.unstable}
+def told_gap(gap: Gap, sign: int) -> dict[str, Any]:
+    """sign: 1 where more is better, else -1. backwards: tuned is worse than base, so there is no gap to close."""
+    backwards = not gap.unstable and gap.way.value * sign < 0
+    return {
+        "value": _number(gap.share.value),
+        "ci": _bounds(gap.share),
+        "unstable": gap.unstable,
+        "backwards": backwards,
+    }
 
 
 def _judgement(difference: dict[str, Any], metric_name: str) -> tuple[tuple[str, str], ...]:

@@ -84,6 +84,13 @@ def test_an_unstable_gap_is_called_so():
     assert "unstable: base and tuned cannot be told apart" in " ".join(printed(tables.evaluation(summary)).split())
 
 
+def test_where_tuned_is_worse_than_base_there_is_no_gap_to_close():
+    summary = make()
+    summary["gap_closed"]["metric"]["backwards"] = True
+    text = " ".join(printed(tables.evaluation(summary)).split())
+    assert "none: tuned is worse than base" in text and "Gap to tuned closed: loss " in text
+
+
 def test_missing_metric_is_a_dash_and_missing_tuned_leaves_no_gap_line():
     text = printed(tables.evaluation(make(metric=False, tuned=False)))
     assert "Gap" not in text and "nan" not in text.lower() and "None" not in text

@@ -179,7 +179,7 @@ def test_the_gap_closed_is_told_of_each_group_and_where_it_says_nothing(tmp_path
     share = (hits(0.6).mean() - hits(0.3).mean()) / (hits(0.8).mean() - hits(0.3).mean())
     assert first["value"] == pytest.approx(share) and first["ci"][0] < share < first["ci"][1] and not first["unstable"]
     assert second["unstable"] and third == {
-        "run": "c", "measure": "exact_match", "value": None, "ci": [None, None], "unstable": True
+        "run": "c", "measure": "exact_match", "value": None, "ci": [None, None], "unstable": True, "backwards": False
     }  # fmt: skip
     summary = json.loads((clear / "summary.json").read_text())["gap_closed"]["metric"]
     assert summary["value"] == pytest.approx(first["value"])

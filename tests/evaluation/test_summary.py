@@ -38,8 +38,8 @@ def test_summary_has_exactly_the_documented_keys_and_survives_json():
     keys = {"of", "against", "loss", "loss_ci", "metric", "metric_ci", "excludes_zero"}
     assert all(set(one) == keys for one in made["differences"])
     assert {name: set(gap) for name, gap in made["gap_closed"].items()} == {
-        "loss": {"value", "ci", "unstable"},
-        "metric": {"value", "ci", "unstable"},
+        "loss": {"value", "ci", "unstable", "backwards"},
+        "metric": {"value", "ci", "unstable", "backwards"},
     }
 
 
@@ -89,7 +89,9 @@ def test_without_generation_metric_is_null_and_without_tuned_the_gap_is_empty():
 
 def test_numbers_that_do_not_exist_become_null():
     same = summary(scores("base", 2.0, 0.2), scores("steered", 1.9, 0.3, alpha=1.0), scores("tuned", 2.0, 0.2))
-    assert same["gap_closed"]["loss"] == {"value": None, "ci": [None, None], "unstable": True}
+    assert same["gap_closed"]["loss"] == {
+        "value": None, "ci": [None, None], "unstable": True, "backwards": False
+    }  # fmt: skip
     json.dumps(same, allow_nan=False)
 
 
@@ -138,3 +140,8 @@ def difference(against, loss, metric, sure=(True, True)):
 )
 def test_verdict_says_what_the_intervals_say(differences, sentence):
     assert verdict(differences, 1.0, "exact_match") == f"{sentence} (95% paired intervals)."
+
+
+def test_a_tuned_base_that_is_worse_than_the_base_leaves_no_gap_to_close():
+    made = summary(BASE, STEERED, scores("tuned", 2.5, 0.6))["gap_closed"]
+    assert made["loss"]["backwards"] and not made["metric"]["backwards"] and not made["loss"]["unstable"]
