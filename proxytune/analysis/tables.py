@@ -74,9 +74,14 @@ def bench(found: Mapping[str, Any]) -> RenderableType:
     return Group(table, Text(told))
 
 
-def generations(prompt: str, texts: Mapping[str, str], width: int = PLAIN_WIDTH) -> RenderableType:
-    """What each system wrote to one prompt: side by side where `width` columns allow, else one below the other."""
-    panels = [_panel(system, text, STYLES.get(system, "")) for system, text in texts.items()]
+def generations(
+    prompt: str, texts: Mapping[str, str], width: int = PLAIN_WIDTH, lines: int | None = None
+) -> RenderableType:
+    """What each system wrote to one prompt: side by side where `width` columns allow, else one below the other.
+
+    lines: of each text no more than so many, and how many are left out.
+    """
+    panels = [_panel(system, _first(text, lines), STYLES.get(system, "")) for system, text in texts.items()]
     asked = _panel("prompt", prompt)
     if width < PANEL_WIDTH * len(panels):
         return Group(asked, *panels)
@@ -149,6 +154,13 @@ def _page(summary: Summary, best: float | None) -> RenderableType:
     if best is not None:
         lines.append(Text(CHOSEN_HERE))
     return Group(table, *lines, Text(""), Text(summary["verdict"], style="bold"))
+
+
+def _first(text: str, lines: int | None) -> str:
+    left = text.count("\n") + 1 - (lines or 0)
+    if lines is None or left < 2:  # a line that tells of one line is no shorter
+        return text
+    return "\n".join([*text.split("\n")[:lines], f"... and {left} more lines"])
 
 
 def _panel(title: str, text: str, style: str = "") -> Panel:

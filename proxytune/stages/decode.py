@@ -215,13 +215,14 @@ def _read_row(path: Path, number: int, line: str) -> Prompt:
     return {"id": str(row.get("id", number)), "prompt": turns}
 
 
-def show(asked: Sequence[Prompt], records: Sequence[dict[str, Any]]) -> None:
+def show(asked: Sequence[Prompt], records: Sequence[dict[str, Any]], lines: int | None = None) -> None:
+    """Every prompt with the replies to it, whole or their first `lines`."""
     from proxytune.analysis import tables
 
     console = tables.console()
     for row in asked:
         texts = {record["system"]: record["text"] for record in records if record["id"] == row["id"]}
-        console.print(tables.generations(plain_text(row["prompt"]), texts, console.width))
+        console.print(tables.generations(plain_text(row["prompt"]), texts, console.width, lines))
 
 
 def _show_list(records: Sequence[dict[str, Any]]) -> None:

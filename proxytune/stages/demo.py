@@ -10,6 +10,8 @@ from proxytune.stages.evaluate import Found
 from proxytune.stages.shared import trio as trios
 from proxytune.stages.shared.start import dataset
 
+SHOWN = 10  # lines of a reply: an untuned base goes on to its last token
+
 
 def run(settings: Demo) -> Found:
     """Run every stage in turn and end with the table on test rows and the path of its summary.
@@ -52,7 +54,8 @@ def _compare(settings: Demo) -> None:
     experts, trio = [(found, trios.alpha_of(part, found))], trios.load(part, found, ())
     asked = [{"id": row["id"], "prompt": row["prompt"]} for row in rows[: settings.examples]]
     systems = ("base", "expert", "steered")
-    decode.show(asked, [row for system in systems for row in decode.write(part, trio, experts, system, asked)])
+    rows = [row for system in systems for row in decode.write(part, trio, experts, system, asked)]
+    decode.show(asked, rows, lines=SHOWN)
 
 
 def _part(kind: type[S], settings: Demo, **changes) -> S:

@@ -112,6 +112,13 @@ def test_generations_stand_side_by_side_only_where_there_is_room():
     assert not any("one" in line and "two" in line for line in narrow.splitlines())
 
 
+def test_of_a_reply_that_goes_on_and_on_its_first_lines_are_shown():
+    text = "\n".join(f"line{n}" for n in range(13))
+    for lines, last, told in ((10, "line9", "... and 3 more lines"), (12, "line12", ""), (None, "line12", "")):
+        shown = printed(tables.generations("p", {"base": text}, 120, lines), 120)
+        assert last in shown and told in shown and ("line10" in shown) is not bool(told)
+
+
 def test_a_model_cannot_send_control_characters_to_the_terminal():
     text = printed(tables.generations("p", {"base": "a\x1b[31mb\x07\ud800\tend\nnext é 日"}, 80), 80)
     assert "\x1b" not in text and "\x07" not in text
