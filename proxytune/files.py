@@ -135,6 +135,25 @@ def read_checked(path: Path) -> list[dict[str, Any]]:
         return _without_checks(_lines(path.read_text("utf-8")))
 
 
+def part_of(path: Path) -> Path:
+    """The journal of a checked file: what is done of it while it is made."""
+    return path.with_suffix(".part")
+
+
+def finish(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A checked file in place of its journal."""
+    write_checked(path, rows)
+    part_of(path).unlink(missing_ok=True)
+
+
+def read_finished(path: Path) -> list[dict[str, Any]] | None:
+    """A checked file's rows; None where it is not there yet."""
+    if not path.is_file():
+        return None
+    part_of(path).unlink(missing_ok=True)  # a kill came just after the file was whole
+    return read_checked(path)
+
+
 def _text(lines: Iterable[str]) -> str:
     """Of no lines a line's end: a file that holds nothing at all lost what it had."""
     return "\n".join(lines) + "\n"

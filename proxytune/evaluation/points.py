@@ -17,7 +17,7 @@ from proxytune.decoding.request import Limits, Reply, Request, sampling, variant
 from proxytune.decoding.scoring import Given, fits, losses
 from proxytune.evaluation.summary import digest
 from proxytune.evaluation.system import System
-from proxytune.files import Journal, hash_json, read_checked, write_checked
+from proxytune.files import Journal, finish, hash_json, part_of, read_finished
 from proxytune.models.prompts import plain_text, text_of
 from proxytune.settings import Decode
 from proxytune.tasks.task import Row, Task
@@ -66,7 +66,7 @@ class Filed:
 
     def part(self: Named, outputs: Path, point: Point) -> Path:
         """Where what is done of a point is kept while it is computed."""
-        return Filed.path(self, outputs, point).with_suffix(".part")
+        return part_of(Filed.path(self, outputs, point))
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,7 @@ class Measure(Filed):
 
 def kept(outputs: Path, measure: Placed, point: Point) -> list[dict[str, Any]] | None:
     """A point's rows if they were scored before, else None."""
-    path = measure.path(outputs, point)
-    if not path.is_file():
-        return None
-    measure.part(outputs, point).unlink(missing_ok=True)  # a kill came just after the point was whole
-    return read_checked(path)
+    return read_finished(measure.path(outputs, point))
 
 
 def compute(
@@ -223,5 +219,4 @@ def certificates(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def keep(outputs: Path, measure: Placed, point: Point, records: list[dict[str, Any]]) -> None:
-    write_checked(measure.path(outputs, point), records)
-    measure.part(outputs, point).unlink(missing_ok=True)
+    finish(measure.path(outputs, point), records)

@@ -14,7 +14,7 @@ from proxytune.errors import DataError
 from proxytune.evaluation.benchmarks.benchmark import Prompt
 from proxytune.evaluation.system import System, of_trio
 from proxytune.experts.registry import Expert
-from proxytune.files import Journal, hash_json, read_checked, write_checked, write_json
+from proxytune.files import Journal, finish, hash_json, part_of, read_finished, write_json
 from proxytune.models.prompts import Turns
 from proxytune.settings import Analyze, Evaluate
 from proxytune.stages import evaluate
@@ -173,13 +173,11 @@ def records(
     }
     name = f"tokens-{settings.task.name}-{settings.system}-{hash_json(content)[:24]}.jsonl"
     path = settings.outputs / "analysis" / name
-    part = path.with_suffix(".part")
-    if path.is_file():
-        part.unlink(missing_ok=True)  # a kill came just after the file was whole
-        return read_checked(path), path
+    if (known := read_finished(path)) is not None:
+        return known, path
     trio = trios.load(settings, expert, beside)
     (system,) = of_trio(trio, {"steered": trios.mixtures(trio)["steered"]})
-    journal = Journal(part)
+    journal = Journal(part_of(path))
     found = list(journal.rows)
     said = [_said(system, one) for one in written[len(found) :]]
     batches = tokens.records(
@@ -195,8 +193,7 @@ def records(
         for row in batch:
             journal.append(row)
         found += batch
-    write_checked(path, found)
-    journal.remove()
+    finish(path, found)
     return found, path
 
 

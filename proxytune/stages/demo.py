@@ -54,8 +54,8 @@ def _compare(settings: Demo) -> None:
     experts, trio = [(found, trios.alpha_of(part, found))], trios.load(part, found, ())
     asked = [{"id": row["id"], "prompt": row["prompt"]} for row in rows[: settings.examples]]
     systems = ("base", "expert", "steered")
-    rows = [row for system in systems for row in decode.write(part, trio, experts, system, asked)]
-    decode.show(asked, rows, lines=SHOWN)
+    replies = [reply for system in systems for reply in decode.write(part, trio, experts, system, asked)]
+    decode.show(asked, replies, lines=SHOWN)
 
 
 def _part(kind: type[S], settings: Demo, **changes) -> S:
