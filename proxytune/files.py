@@ -240,13 +240,16 @@ def hash_json(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Generator[None]:
-    """Hold an exclusive lock on `path` (made if missing) against other processes; freed by the kernel on a kill."""
+def locked(path: Path, shared: bool = False) -> Generator[None]:
+    """Hold a lock on `path` (made if missing) against other processes; freed by the kernel on a kill.
+
+    shared: beside others that share it, against those that want it alone.
+    """
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:  # what is done under the lock tells its own errors
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 

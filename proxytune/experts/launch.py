@@ -2,24 +2,28 @@
 
 The command stays what it is: it composes, records, draws and registers, and its processes (ranks) only train. They read
 what to do in a folder, leave the finished model where a training of one process would, and end when the command ends,
-however that comes about: a rank that finds the command's lock free kills itself.
+however that comes about: a rank that finds its command's lock free kills itself, and no other command begins there
+before it has.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from proxytune import errors, files
 from proxytune.errors import ModelError, SettingsError
-from proxytune.experts.ranks import ALIVE, CONFIG, FAILURE, LOG, LOOK_SECONDS, SETTINGS, STEPS
+from proxytune.experts import ranks
+from proxytune.experts.ranks import CONFIG, FAILURE, LOG, LOOK_SECONDS, SETTINGS, STEPS
 from proxytune.settings import Launch
 from proxytune.tracking.progress import bar
 
@@ -35,16 +39,19 @@ def spread(launch: Launch, folder: Path, module: str, settings: Mapping[str, Any
     Raises SettingsError before anything starts where this machine cannot do it, else the error of the rank that failed.
     """
     configuration = accelerate_configuration(launch, devices())
-    files.remove_folder(folder)
+    with files.locked(ranks.lived(folder)):
+        files.remove_folder(folder)
     files.write_json(folder / SETTINGS, settings)
     files.write_json(folder / CONFIG, configuration)
+    own = uuid.uuid4().hex
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / CONFIG)]
-    with files.locked(folder / ALIVE), (folder / LOG).open("wb") as out:
+    with files.locked(ranks.alive(folder, own)), (folder / LOG).open("wb") as out:
         process = subprocess.Popen(
             [*command, "-m", module, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
+            env=os.environ | {ranks.COMMAND: own},
             start_new_session=True,  # Ctrl-C is the command's, which then stops the ranks
         )
         try:

@@ -3,10 +3,12 @@ its command:
 
     settings.json     resolved, the same for every rank
     accelerate.json   how the ranks share the work
-    alive             locked while the command lives
+    alive-<command>   locked while that command lives
     steps.jsonl       what rank 0 measured, for the command to follow
     failure.json      the first error of a rank
     log.txt           whatever ranks and libraries print
+
+Beside it lies a lock that every rank shares for as long as it lives.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from typing import Any
 from proxytune import files
 from proxytune.errors import ProxytuneError
 
-SETTINGS, CONFIG, ALIVE, STEPS, FAILURE, LOG = (
-    "settings.json", "accelerate.json", "alive", "steps.jsonl", "failure.json", "log.txt",
+SETTINGS, CONFIG, STEPS, FAILURE, LOG = (
+    "settings.json", "accelerate.json", "steps.jsonl", "failure.json", "log.txt",
 )  # fmt: skip
+COMMAND = "PROXYTUNE_LAUNCH"  # the environment variable that names a rank's command
 LOOK_SECONDS = 0.2
 
 
@@ -54,15 +57,29 @@ def main_first() -> Generator[None]:
         everyone()
 
 
+def alive(folder: Path, command: str) -> Path:
+    """Locked while the command of that name lives. The next one in the same folder has another."""
+    return folder / f"alive-{command}"
+
+
+def lived(folder: Path) -> Path:
+    """Locked, shared, while any rank lives: the next command waits until those of a killed one are dead."""
+    return folder.with_suffix(".ranks.lock")
+
+
 def attend(folder: Path) -> None:
-    """Kill this rank as soon as its command is gone."""
+    """Kill this rank as soon as its command is gone; at once where that happened before the rank came up."""
+    begun = threading.Event()
 
     def look() -> None:
-        while files.is_locked(folder / ALIVE):
-            time.sleep(LOOK_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
+        with files.locked(lived(folder), shared=True):
+            while files.is_locked(alive(folder, os.environ[COMMAND])):
+                begun.set()
+                time.sleep(LOOK_SECONDS)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=look, daemon=True).start()
+    begun.wait()
 
 
 def tell(folder: Path, step: int, **more: Any) -> None:

@@ -71,10 +71,10 @@ def _init(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
 
 
 def _forget() -> None:
-    """After a failed online start wandb refuses an offline one until it is torn down."""
+    """End wandb's own process: it writes until then, and after a failed online start it refuses an offline one."""
     import wandb
 
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):  # it would leave with the other process's exit code
         wandb.teardown()
 
 
@@ -142,9 +142,12 @@ class Mirror:
         except OSError:  # TimeoutError is one
             _tell(f"W&B did not take all of a run, which is kept in {folder}: `make sync` uploads it")
             raise
-        if self.mode == "offline" and any(whole(file) < file.stat().st_size for file in folder.glob("run-*.wandb")):
-            _tell(f"W&B could not write all of a run to {folder}: is the disk full? Its record is whole")
-            raise OSError(f"the end of the run is missing in {folder}")
+        if self.mode == "offline":
+            _forget()
+            written = list(folder.glob("run-*.wandb"))
+            if not written or any(whole(file) != file.stat().st_size for file in written):
+                _tell(f"W&B could not write all of a run to {folder}: is the disk full? Its record is whole")
+                raise OSError(f"the end of the run is missing in {folder}")
 
 
 def _refused(folder: Path) -> bool:

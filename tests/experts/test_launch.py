@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from proxytune import files
 from proxytune.errors import DataError, ModelError, SettingsError
 from proxytune.experts import launch, ranks
 from proxytune.settings import Expert, Launch, load
@@ -174,22 +177,62 @@ def running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_rank_outlives_its_command(tmp_path, ending):
+def sleeping(folder: Path) -> subprocess.Popen[bytes]:
+    """A command whose ranks sleep."""
     program = (
         "import sys; from pathlib import Path; from tests.experts.test_launch import launch, spread; "
         "launch.devices = lambda: 0; spread(Path(sys.argv[1]), 'sleep')"  # torch need not be asked
     )
-    command = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "run")],
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_rank_outlives_its_command(tmp_path, ending):
+    command = sleeping(tmp_path / "run")
     found = pids(tmp_path / "run")
     assert all(map(running, found)) and command.pid not in found
     command.send_signal(ending)
     command.communicate(timeout=300)
     assert command.returncode != 0
+    assert_gone(found)
+
+
+def test_a_rank_that_comes_up_after_its_command_has_gone_does_nothing(tmp_path):
+    """Though another command has begun in the same folder meanwhile."""
+    attend = "import sys, pathlib; from proxytune.experts import ranks; ranks.attend(pathlib.Path(sys.argv[1]))"
+    folder = tmp_path / "run"
+    with files.locked(ranks.alive(folder, "new")):
+        ended = {
+            command: subprocess.run(
+                [sys.executable, "-c", attend, str(folder)], cwd=ROOT, env=os.environ | {ranks.COMMAND: command}
+            ).returncode
+            for command in ("new", "old")
+        }
+    assert ended == {"new": 0, "old": -signal.SIGKILL}
+
+
+@pytest.mark.slow
+def test_no_command_begins_before_the_ranks_of_a_killed_one_are_dead(tmp_path):
+    """Ranks that do not come to their turn, as on a busy machine, and then see a command that lives: not theirs."""
+    command = sleeping(tmp_path / "run")
+    found = pids(tmp_path / "run")
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    command.kill()
+    command.communicate(timeout=300)
+    seen: list[int] = []
+    with ThreadPoolExecutor() as pool:
+        following = pool.submit(spread, tmp_path / "run", "work", lambda step, values: seen.append(step))
+        time.sleep(1)
+        assert not following.done() and json.loads((tmp_path / "run" / ranks.SETTINGS).read_text()) == {"do": "sleep"}
+        for pid in found:
+            os.kill(pid, signal.SIGCONT)
+        following.result(300)
+    assert len(seen) == 3
     assert_gone(found)

@@ -99,6 +99,26 @@ def test_offline_is_told_in_one_line_a_process(mirrored):
     assert "no key" in line and str(mirrored.outputs / "wandb") in line and "make sync" in line
 
 
+RECORD_LONG = (
+    "import sys; from pathlib import Path; from tests.tracking.recorded_runs import start\n"
+    "outputs = Path(sys.argv[1])\n"
+    "for name in 'abc':\n"
+    "    with start(outputs, name) as run:\n"
+    "        for n in range(2000): run.log({'n': n})\n"
+    "    print(sum(file.stat().st_size for file in outputs.glob('wandb/offline-run-*/run-*.wandb')))"
+)
+
+
+def test_an_offline_run_is_whole_on_disk_once_it_has_ended(tmp_path):
+    """wandb's own process writes its last block in its own time, which is no full disk."""
+    environment = clean_environment(tmp_path, WANDB_MODE="offline")
+    done = subprocess.run([PYTHON, "-c", RECORD_LONG, str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert [json.loads(file.read_text())["warnings"] for file in tmp_path.glob("runs/*/run.json")] == [[]] * 3
+    files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    sizes = [file.stat().st_size for file in files]
+    assert list(map(int, done.stdout.split())) == [sum(sizes[:count]) for count in (1, 2, 3)]
+
+
 def test_nothing_is_written_at_home(mirrored):
     assert list(mirrored.home.rglob("*")) == []
 
