@@ -9,7 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-KEY = "a" * 40
+KEY = "c0ffee5eed" * 4
 
 
 class Server(ThreadingHTTPServer):
