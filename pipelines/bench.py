@@ -1,9 +1,10 @@
 """Time the engine beside plain decoding and the obvious three-model loop, here and now.
 
   proxytune bench
-  proxytune bench trio=tiny batch_sizes=[1,32]
+  proxytune bench trio=family batch_sizes=[1,32]
+  proxytune bench trio=family family=smollm2 expert=math@best
 
-Needs no expert and no download. Prints a table of times and ratios; takes minutes.
+Needs no expert and no download unless they are named. Prints a table of times and ratios; takes minutes.
 """
 
 from __future__ import annotations

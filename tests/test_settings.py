@@ -26,6 +26,7 @@ TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     ("expert", {"launch": {"name": "single", "processes": 2}}, "launch=ddp"),
     ("expert", {"launch": {"name": "ddp", "offload": True}}, "launch=fsdp2"),
     ("expert", {"peft": {"use_dora": True}}, "peft=none"),
+    ("bench", {"expert": "qa"}, "trio=family"),
     ("decode", {"base": VLLM | {"mode": "bias"}}, "base=openai"),
     ("decode", {"base": VLLM | {"name": "openai", "mode": "bias", "require_certified": True}}, "require_certified"),
     ("decode", {"base": VLLM | {"url": "ftp://host"}}, "such as http://"),

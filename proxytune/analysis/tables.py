@@ -62,13 +62,12 @@ def measures(summary: Summary) -> RenderableType:
 def bench(found: Mapping[str, Any]) -> RenderableType:
     """Times of a bench, each beside what it is compared with."""
     table = Table(title=f"{found['trio']}, {found['device']}, {found['threads']} thread(s)", box=box.SIMPLE)
-    for name in ("", "seconds", "speed", "of"):
-        table.add_column(name, justify="right" if name in ("seconds", "speed") else "left")
+    for name in ("", "seconds", "speed", "of", "accepted"):
+        table.add_column(name, justify="left" if name in ("", "of") else "right")
     for row in found["rows"]:
-        own = row["beside"] == row["name"]
-        table.add_row(
-            row["name"], f"{row['seconds']:.3f}", "" if own else f"{row['ratio']:.2f}x", "" if own else row["beside"]
-        )
+        beside = ("", "") if row["beside"] == row["name"] else (f"{row['ratio']:.2f}x", row["beside"])
+        accepted = f"{row['acceptance']:.0%}" if "acceptance" in row else ""
+        table.add_row(row["name"], f"{row['seconds']:.3f}", *beside, accepted)
     flips = found["flips"]
     told = f"likeliest token changed by reading 5 positions at once: {flips['changed']} of {flips['positions']}"
     return Group(table, Text(told))

@@ -237,14 +237,20 @@ class Pretrain(Section):
 
 
 class Bench(Section):
-    """What is timed. base, small: random Llamas, each (layers, width, feed-forward width, heads), for trio=random."""
+    """What is timed: random Llamas, base and small each (layers, width, feed-forward width, heads), or trio=family.
 
-    trio: Literal["random", "tiny"] = "random"
+    expert: the registered one that the family's base is steered by; None puts a random adapter on its small model.
+    """
+
+    trio: Literal["random", "family"] = "random"
+    family: Family
+    expert: str | None = None
     base: tuple[Count, Count, Count, Count] = (16, 1536, 4096, 12)
     small: tuple[Count, Count, Count, Count] = (8, 768, 2048, 12)
     vocabulary: Count = 32000
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_sizes: Annotated[list[Count], Field(min_length=1)] = [1, 8]
+    drafters: list[Literal["expert", "pair", "ngram"]] = ["expert"]
     acceptances: list[Annotated[float, Field(ge=0, le=1)]] = [0.6, 0.7, 0.8, 0.9]
     prompt_tokens: Count = 64
     tokens: Count = 32
@@ -252,6 +258,12 @@ class Bench(Section):
     outputs: Path = Path("outputs")
     threads: Annotated[int, Field(ge=0)] = 1
     command: str = ""
+
+    @model_validator(mode="after")
+    def _expert_has_a_family(self) -> Bench:
+        if self.expert is not None and self.trio == "random":
+            raise SettingsError(f"expert={self.expert} steers no random models", "add trio=family")
+        return self
 
 
 class Healing(Section):

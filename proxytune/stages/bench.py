@@ -27,6 +27,7 @@ from proxytune.models.members import attach
 from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary
 from proxytune.settings import Bench
+from proxytune.steering.choice import Sampling
 from proxytune.tracking import record
 from proxytune.tracking.progress import track
 
@@ -49,8 +50,11 @@ def run(settings: Bench) -> dict[str, Any]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     mixture, where = trio(settings)
-    contenders = [*batches(settings, mixture), *alphas(settings, mixture), *mixed(settings, mixture), *pair(mixture)]
+    rows = prompts(settings, mixture, max(16, *settings.batch_sizes))
+    given = (settings, mixture, rows)
+    contenders = [*batches(*given), *alphas(*given), *mixed(*given), *pair(mixture)]
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    drafted: dict[str, dict[str, float | None]] = {}
     with torch.inference_mode():
         for contender in track(contenders, "warming up", len(contenders)):
             contender.work()
@@ -58,22 +62,29 @@ def run(settings: Bench) -> dict[str, Any]:
         for contender in track(turns, "timing", len(turns)):
             synchronise(mixture)
             began = perf_counter()
-            contender.work()
+            used = contender.work()
             synchronise(mixture)
             times[contender.name].append(perf_counter() - began)
-    rows = [
+            if isinstance(used, Engine) and used.stats.acceptance is not None:
+                drafted[contender.name] = {
+                    "acceptance": used.stats.acceptance,
+                    "tokens_per_round": used.stats.tokens_per_round,
+                }
+    lines = [
         {
             "name": c.name,
             "seconds": median(times[c.name]),
             "beside": c.beside,
             "ratio": median(b / a for a, b in zip(times[c.name], times[c.beside], strict=True)),
+            **drafted.get(c.name, {}),
         }
         for c in contenders
     ]
-    found: dict[str, Any] = {"trio": where, "rows": rows, "threads": torch.get_num_threads(), "turns": settings.turns}
+    found: dict[str, Any] = {"trio": where, "rows": lines, "threads": torch.get_num_threads(), "turns": settings.turns}
     found |= {"torch": torch.__version__, "device": str(mixture.base.source.device), **record.code_version()}
-    found["flips"] = flips(settings, mixture)
-    path = settings.outputs / "bench" / f"{settings.trio}-{settings.dtype}.json"
+    found["flips"] = flips(*given)
+    name = "random" if settings.trio == "random" else settings.family.name
+    path = settings.outputs / "bench" / f"{name}-{settings.dtype}.json"
     write_json(path, found)
     tables.console().print(tables.bench(found))
     print(path)
@@ -81,11 +92,10 @@ def run(settings: Bench) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def flips(settings: Bench, mixture: Mixture, width: int = 5) -> dict[str, int]:
+def flips(settings: Bench, mixture: Mixture, rows: Sequence[Prompts], width: int = 5) -> dict[str, int]:
     """At how many positions another token is the likeliest when `width` of them are read at once and not one by one."""
-    rows = prompts(settings, mixture, 4)
     changed = positions = 0
-    for row in rows:
+    for row in rows[:4]:
         likeliest = []
         for step in (1, width):
             scores = {}
@@ -109,22 +119,41 @@ def synchronise(mixture: Mixture) -> None:
 
 
 def trio(settings: Bench) -> tuple[Mixture, str]:
-    """The models: random Llamas of the sizes asked for, or the embedded family with a fresh adapter."""
-    from proxytune.models.loading import load_model
-    from proxytune.settings import ModelRef
+    """The models: random Llamas of the sizes asked for, or a family's with a registered expert or a fresh adapter."""
+    mixture = fresh(settings) if settings.expert is None else registered(settings, settings.expert)
+    name = "random" if settings.trio == "random" else settings.expert or settings.family.name
+    sources: list[Any] = [term.source for term in (mixture.base, mixture.pairs[0][1])]
+    base, anti = (source.model for source in sources)
+    return mixture, f"{name}: base {size(base)}, small {size(anti)}, {base.dtype}".replace("torch.", "")
 
-    if settings.trio == "tiny":
-        base, small = (load_model(ModelRef(model=f"embedded:{name}"), settings.dtype) for name in ("base", "small"))
+
+def fresh(settings: Bench) -> Mixture:
+    """A base and a small model with a random adapter on every linear layer."""
+    from proxytune.models.loading import load_model
+
+    if settings.trio == "family":
+        base, small = (load_model(ref, settings.dtype) for ref in (settings.family.base_ref, settings.family.small))
     else:
         base, small = (
             random_llama(shape, settings.vocabulary, settings.dtype) for shape in (settings.base, settings.small)
         )
     active = attach_random(small)
-    where = f"{settings.trio}: base {size(base)}, small {size(small)}, {base.dtype}".replace("torch.", "")
-    source = LocalSource(quicken(small, second_copy=False), active=active)
     vocabulary = Vocabulary(min(base.config.vocab_size, small.config.vocab_size), ())
+    source = LocalSource(quicken(small, second_copy=False), vocabulary.size, active=active)
     pair = (Term(source, "expert", 1), Term(source, "anti", 0))
-    return Mixture(Term(LocalSource(quicken(base)), "base"), vocabulary, (pair,)), where
+    return Mixture(Term(LocalSource(quicken(base), vocabulary.size), "base"), vocabulary, (pair,))
+
+
+def registered(settings: Bench, name: str) -> Mixture:
+    """The family's base with an expert, as `decode` loads them."""
+    from proxytune.experts.registry import Registry
+    from proxytune.models import trio as trios
+    from proxytune.stages.shared.trio import files_of, mixtures
+
+    registry = Registry(settings.outputs / "registry")
+    expert = registry.resolve(name)
+    registry.verify(expert)
+    return mixtures(trios.load(settings.family.base_ref, [files_of(expert)], settings.dtype))["steered"]
 
 
 def size(model) -> str:
@@ -169,9 +198,25 @@ def attach_random(small):
 
 
 def prompts(settings: Bench, mixture: Mixture, count: int) -> list[Prompts]:
-    chosen = random.Random(0)
-    rows = [[chosen.randrange(3, mixture.vocabulary.size) for _ in range(settings.prompt_tokens)] for _ in range(count)]
-    return [{term.role: ids for term in mixture.terms} for ids in rows]
+    """Random ids for random models. For others what their base says by itself, sampled, so that agreement on what
+    follows is that on text."""
+    chosen, length = random.Random(0), settings.prompt_tokens
+    if settings.trio == "random":
+        rows = [[chosen.randrange(3, mixture.vocabulary.size) for _ in range(length)] for _ in range(count)]
+    else:
+        source: Any = mixture.base.source
+        first = source.model.config.bos_token_id or 0
+        asked = [
+            Request(same(mixture, [first]), Limits(length), (0.0,), Sampling(temperature=1, seed=place))
+            for place in range(count)
+        ]
+        said = dict(Engine(mixture, Tokenizer(), batch_size=count).run(asked))
+        rows = [[first, *said[place].token_ids][:length] for place in range(count)]
+    return [same(mixture, row) for row in rows]
+
+
+def same(mixture: Mixture, ids: list[int]) -> Prompts:
+    return {term.role: ids for term in mixture.terms}
 
 
 class Tokenizer:
@@ -187,21 +232,21 @@ def engine(mixture: Mixture, requests: Sequence[Request], **how) -> Engine:
     return made
 
 
-def batches(settings: Bench, mixture: Mixture) -> list[Contender]:
+def batches(settings: Bench, mixture: Mixture, rows: Sequence[Prompts]) -> list[Contender]:
     """Plain base decoding, the obvious loop and the engine at each batch size; speculation at imposed acceptance."""
     found = []
     source: Any = mixture.base.source
     model = source.model
     for size in settings.batch_sizes:  # rows
-        rows = prompts(settings, mixture, size)
-        requests = [Request(row, Limits(settings.tokens), (1.0,)) for row in rows]
+        requests = [Request(row, Limits(settings.tokens), (1.0,)) for row in rows[:size]]
         plain = f"base alone, generate, batch {size}"
-        ids = torch.tensor([row["base"] for row in rows], device=model.device)
+        ids = torch.tensor([row["base"] for row in rows[:size]], device=model.device)
         found.append(Contender(plain, plain, lambda ids=ids: generate(model, ids, settings.tokens)))
         found.append(
             Contender(f"obvious loop, batch {size}", plain, lambda ids=ids: obvious(mixture, ids, settings.tokens))
         )
-        for name, how in (("engine, no drafts", {}), ("engine, expert drafts", {"drafter": "expert"})):
+        drafting = [(f"engine, {name} drafts", {"drafter": name}) for name in settings.drafters]
+        for name, how in (("engine, no drafts", {}), *drafting):
             work = lambda requests=requests, how=how: engine(mixture, requests, batch_size=64, **how)  # noqa: E731
             found.append(Contender(f"{name}, batch {size}", plain, work))
         for acceptance in settings.acceptances:
@@ -222,20 +267,23 @@ def generate(model, ids_BT: torch.Tensor, count: int) -> None:
     )  # fmt: skip
 
 
-def obvious(mixture: Mixture, ids_BT: torch.Tensor, count: int) -> None:
+def obvious(mixture: Mixture, ids_BT: torch.Tensor, count: int) -> torch.Tensor:
     """What one writes first: three models with a cache each, stepped one after the other, arg-max of the sum."""
     from transformers import DynamicCache
 
     caches = {term: DynamicCache() for term in mixture.terms}
-    step_BT = ids_BT
+    said, step_BT = [], ids_BT
     for _ in range(count):
         logits = {}
         for term in mixture.terms:
             source: Any = term.source
             source.active.members = (term.member,)
-            logits[term] = source.model(step_BT, past_key_values=caches[term], use_cache=True).logits[:, -1]
+            scores_BTV = source.model(step_BT, past_key_values=caches[term], use_cache=True).logits
+            logits[term] = scores_BTV[:, -1, : mixture.vocabulary.size]
         ((expert, anti),) = mixture.pairs
         step_BT = (logits[mixture.base] + 1.0 * (logits[expert] - logits[anti])).argmax(-1, keepdim=True)
+        said.append(step_BT)
+    return torch.cat(said, dim=1)
 
 
 class Imposed:
@@ -264,12 +312,11 @@ class Imposed:
         return truth[place] if self.holds[row.handle][place] else (truth[place] + 1) % size
 
 
-def alphas(settings: Bench, mixture: Mixture) -> list[Contender]:
+def alphas(settings: Bench, mixture: Mixture, rows: Sequence[Prompts]) -> list[Contender]:
     """Eleven alphas against one, written and scored."""
-    (row,) = prompts(settings, mixture, 1)
     values = [(i / 5,) for i in range(11)]
-    requests = [Request(row, Limits(settings.tokens), alpha) for alpha in values]
-    given = [Given(each, each["base"][: settings.tokens]) for each in prompts(settings, mixture, 2)]
+    requests = [Request(rows[0], Limits(settings.tokens), alpha) for alpha in values]
+    given = [Given(each, each["base"][: settings.tokens]) for each in rows[:2]]
     one, eleven = "one alpha written", "11 alphas written together"
     apart, pass_ = "11 alphas scored one by one", "11 alphas scored in one pass"
     return [
@@ -280,10 +327,9 @@ def alphas(settings: Bench, mixture: Mixture) -> list[Contender]:
     ]
 
 
-def mixed(settings: Bench, mixture: Mixture) -> list[Contender]:
+def mixed(settings: Bench, mixture: Mixture, rows: Sequence[Prompts]) -> list[Contender]:
     """Replies of mixed lengths: places are filled again at once, or a batch waits for its longest."""
-    chosen = random.Random(1)
-    rows = prompts(settings, mixture, 16)
+    chosen, rows = random.Random(1), rows[:16]
     lengths = [max(1, round(settings.tokens * chosen.paretovariate(1.5) / 3)) for _ in rows]
     requests = [Request(row, Limits(min(n, 4 * settings.tokens)), (1.0,)) for row, n in zip(rows, lengths, strict=True)]
 
@@ -301,8 +347,11 @@ def mixed(settings: Bench, mixture: Mixture) -> list[Contender]:
 
 
 def pair(mixture: Mixture) -> list[Contender]:
-    """Expert and anti as rows of one forward against one small model, one token each."""
-    source: Any = mixture.pairs[0][1].source
+    """Expert and anti as rows of one forward against one small model, one token each; for an expert that is a LoRA."""
+    ((expert, anti),) = mixture.pairs
+    if expert.source is not anti.source:
+        return []
+    source: Any = anti.source
     token = torch.zeros(1, 1, 1, dtype=torch.int64)
     place = torch.full((1, 1), 64)
     both, single = source.open(1, 128, (1, 0)), source.open(1, 128, (0,))
