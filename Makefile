@@ -104,7 +104,7 @@ test: $(READY) ## the whole test suite, without a network                       
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 fuzz: $(READY) ## the long form of the tests with random examples: 1,500 each; an hour and more
-	$(VENV)/bin/python -m pytest -n auto tests/decoding tests/steering tests/models tests/serving/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto -m hypothesis --hypothesis-profile=fuzz $(ARGS)
 
 crash: $(READY) ## faults at every write: kills, full disks, damage; 40 minutes of two cores
 	PROXYTUNE_CRASH=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal tests/faults tests/stages/test_sharded.py $(ARGS)

@@ -11,7 +11,7 @@ from proxytune import files
 from proxytune.errors import StorageError
 
 
-@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers()), max_size=6), st.data())
+@given(st.lists(st.dictionaries(st.text() | st.just(files.CHECK), st.text() | st.integers()), max_size=6), st.data())
 def test_a_journal_cut_anywhere_keeps_its_whole_rows_and_goes_on(rows, data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "j.part"
@@ -25,6 +25,17 @@ def test_a_journal_cut_anywhere_keeps_its_whole_rows_and_goes_on(rows, data):
         assert again.rows == rows[: written[:cut].count(b"\n")]
         again.append({"more": 1})
         assert files.Journal(path).rows == [*again.rows, {"more": 1}]
+
+
+@pytest.mark.parametrize("row", [{}, {"check": ""}, {"check": "00000000", "a": 1}, {"a": '", "check": "'}])
+def test_a_row_may_look_like_a_checksum(tmp_path, row):
+    path = tmp_path / "j.part"
+    files.Journal(path).append(row)
+    assert files.Journal(path).rows == [row]
+    files.write_checked(tmp_path / "rows.jsonl", [row, row])
+    assert files.read_checked(tmp_path / "rows.jsonl") == files.read_jsonl(tmp_path / "rows.jsonl") == [row, row]
+    files.write_json(tmp_path / "one.json", row, checked=True)
+    assert files.read_json(tmp_path / "one.json") == row
 
 
 def test_a_journal_damaged_in_the_middle_is_told_not_mended(tmp_path):

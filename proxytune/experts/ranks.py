@@ -69,11 +69,11 @@ def lived(folder: Path) -> Path:
 
 def attend(folder: Path) -> None:
     """Kill this rank as soon as its command is gone; at once where that happened before the rank came up."""
-    begun = threading.Event()
+    mine, begun = alive(folder, os.environ[COMMAND]), threading.Event()
 
     def look() -> None:
         with files.locked(lived(folder), shared=True):
-            while files.is_locked(alive(folder, os.environ[COMMAND])):
+            while files.is_locked(mine):
                 begun.set()
                 time.sleep(LOOK_SECONDS)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -47,6 +47,7 @@ def tame(body: dict, path: str, model: str) -> None:
         body.pop(field, None)
 
 
+@pytest.mark.hypothesis  # for `make fuzz`: the plugin looks no deeper than the test itself
 @pytest.mark.parametrize("path", SHARES)
 def test_requests_of_every_kind_are_answered_as_the_document_says(keyed, operations, path):
     from schemathesis.checks import not_a_server_error
