@@ -24,6 +24,7 @@ from proxytune.files import write_json
 from proxytune.models.linear import quicken
 from proxytune.models.local import LocalSource
 from proxytune.models.members import attach
+from proxytune.models.quiet import quiet
 from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary
 from proxytune.settings import Bench
@@ -187,7 +188,9 @@ def attach_random(small):
 
     from peft import LoraConfig, get_peft_model
 
-    tuned = get_peft_model(small, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    with quiet():
+        tuned = get_peft_model(small, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.01)
