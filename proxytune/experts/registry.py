@@ -106,6 +106,12 @@ class Registry:
         """Read every file of an expert; RegistryError names the first that is not what was published."""
         _check(expert, read=True)
 
+    def checked(self, reference: str) -> Expert:
+        """`resolve` and `verify`: what is about to be used."""
+        expert = self.resolve(reference)
+        self.verify(expert)
+        return expert
+
     # Writing: one writer at a time for each name.
 
     @contextlib.contextmanager

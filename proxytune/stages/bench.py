@@ -151,9 +151,7 @@ def registered(settings: Bench, name: str) -> Mixture:
     from proxytune.models import trio as trios
     from proxytune.stages.shared.trio import files_of, mixtures
 
-    registry = Registry(settings.outputs / "registry")
-    expert = registry.resolve(name)
-    registry.verify(expert)
+    expert = Registry(settings.outputs / "registry").checked(name)
     return mixtures(trios.load(settings.family.base_ref, [files_of(expert)], settings.dtype))["steered"]
 
 
@@ -252,9 +250,9 @@ def batches(settings: Bench, mixture: Mixture, rows: Sequence[Prompts]) -> list[
         for name, how in (("engine, no drafts", {}), *drafting):
             work = lambda requests=requests, how=how: engine(mixture, requests, batch_size=64, **how)  # noqa: E731
             found.append(Contender(f"{name}, batch {size}", plain, work))
+        replies = dict(Engine(mixture, Tokenizer()).run(requests)) if settings.acceptances else {}
+        truth = [replies[place].token_ids for place in sorted(replies)]
         for acceptance in settings.acceptances:
-            replies = dict(Engine(mixture, Tokenizer()).run(requests))
-            truth = [replies[i].token_ids for i in range(size)]
             work = lambda requests=requests, a=acceptance, t=truth: engine(  # noqa: E731
                 mixture, requests, drafter=Imposed(mixture, t, a)
             )

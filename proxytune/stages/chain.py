@@ -39,9 +39,7 @@ def parent_of(settings: Settings) -> Expert | None:
     """The expert to go on from, its files checked; SettingsError where it cannot become what is to be made."""
     if settings.from_ is None:
         return None
-    registry = Registry(settings.outputs / "registry")
-    parent = registry.resolve(settings.from_)
-    registry.verify(parent)
+    parent = Registry(settings.outputs / "registry").checked(settings.from_)
     manifest = parent.manifest
     model = "small" if manifest.role == "expert" else "base"
     if model != settings.model:

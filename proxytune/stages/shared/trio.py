@@ -28,10 +28,7 @@ Held = Sequence[tuple[Expert, float]]  # the experts beside the first, each with
 
 def find(settings: Steering) -> Expert:
     """The registered expert that the settings name, its files checked against their hashes."""
-    registry = Registry(settings.outputs / "registry")
-    expert = registry.resolve(settings.expert)
-    registry.verify(expert)
-    return expert
+    return Registry(settings.outputs / "registry").checked(settings.expert)
 
 
 def alpha_of(settings: Steering, expert: Expert) -> float:
