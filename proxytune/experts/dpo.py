@@ -25,13 +25,11 @@ def train(rows: Mapping[str, list[Row]], job: Job) -> tuple[Path, dict[str, Any]
     Figures have the rewards' margins and accuracies: how far, and how often, the chosen reply gained more on the
     reference than the rejected one.
     """
-    from trl import DPOConfig
-
     defaults = dict(job.defaults)
     if "learning_rate" in defaults:
         defaults["learning_rate"] *= SHARE_OF_RATE
     job = replace(job, defaults=defaults)
-    return tuning.run(job, rows, DPOConfig, lambda model, config, fitted: trainer(model, config, fitted, job))
+    return tuning.run(job, rows, lambda model, config, fitted: trainer(model, config, fitted, job))
 
 
 def trainer(model, config, rows: Mapping[str, list[Row]], job: Job):

@@ -16,8 +16,31 @@ if TYPE_CHECKING:
     from trl import DPOConfig, SFTConfig
 
 
+def kind_of(method: Method) -> type[SFTConfig] | type[DPOConfig]:
+    """TRL's configuration of a method."""
+    import trl
+
+    return {"sft": trl.SFTConfig, "dpo": trl.DPOConfig}[method.name]
+
+
+def given(method: Method, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the user gives over the family's `defaults`, of which those count that TRL has, in the types that TRL wants.
+
+    Raises SettingsError for a field that does not exist or cannot be of its type. Nothing of a GPU is touched.
+    """
+    kind = kind_of(method)
+    known = {field.name for field in dataclasses.fields(kind) if field.init}
+    fields = method.given()
+    for key in fields:
+        if key not in known:
+            raise SettingsError(
+                f"unknown key method.{key}: TRL's {kind.__name__} has no such field",
+                did_you_mean(key, known | set(Method.model_fields)),
+            )
+    return _typed(kind, {key: value for key, value in (defaults or {}).items() if key in known} | fields)
+
+
 def configure(
-    kind: type[SFTConfig] | type[DPOConfig],
     method: Method,
     output: Path,
     *,
@@ -25,22 +48,14 @@ def configure(
     evaluate: bool,
     defaults: Mapping[str, Any] | None = None,
 ):
-    """An SFTConfig or DPOConfig (`kind`); what nobody gives is left to TRL.
+    """An SFTConfig or DPOConfig; what nobody gives is left to TRL.
 
-    evaluate: there are validation rows. defaults: the family's, of which those count that `kind` has.
+    evaluate: there are validation rows. defaults: as in `given`.
     Raises SettingsError for a field that does not exist or that TRL refuses.
     """
-    known = {field.name for field in dataclasses.fields(kind) if field.init}
-    given = method.given()
-    for key in given:
-        if key not in known:
-            raise SettingsError(
-                f"unknown key method.{key}: TRL's {kind.__name__} has no such field",
-                did_you_mean(key, known | set(Method.model_fields)),
-            )
-    given = _typed(kind, {key: value for key, value in (defaults or {}).items() if key in known} | given)
-    best = bool(given.get("load_best_model_at_end") or method.early_stopping_patience)
-    fields = _machine(seed) | _when(given, best, evaluate) | given
+    kind, asked = kind_of(method), given(method, defaults)
+    best = bool(asked.get("load_best_model_at_end") or method.early_stopping_patience)
+    fields = _machine(seed) | _when(asked, best, evaluate) | asked
     if best and fields["eval_strategy"] == "no":
         raise SettingsError(
             "the best checkpoint is found on validation rows, and none are measured",

@@ -13,9 +13,7 @@ from proxytune.tasks.task import Row
 
 def train(rows: Mapping[str, list[Row]], job: Job) -> tuple[Path, dict[str, Any]]:
     """Tune on `train` and measure on `validation`; what comes back, and what is raised, is `tuning.run`'s."""
-    from trl import SFTConfig
-
-    return tuning.run(job, rows, SFTConfig, lambda model, config, fitted: trainer(model, config, fitted, job))
+    return tuning.run(job, rows, lambda model, config, fitted: trainer(model, config, fitted, job))
 
 
 def trainer(model, config, rows: Mapping[str, list[Row]], job: Job):

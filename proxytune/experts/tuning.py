@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from proxytune.errors import SettingsError
 from proxytune.experts import lengths, ranks
@@ -22,9 +22,6 @@ from proxytune.models.quiet import quiet
 from proxytune.settings import Method, ModelRef, Peft
 from proxytune.tasks.task import Row
 from proxytune.tracking.progress import bar
-
-if TYPE_CHECKING:
-    from trl import DPOConfig, SFTConfig
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,11 @@ class Job:
 def run(
     job: Job,
     rows: Mapping[str, list[Row]],
-    kind: type[SFTConfig] | type[DPOConfig],
     trainer_of: Callable[[Any, Any, dict[str, list[Row]]], Any],
 ) -> tuple[Path, dict[str, Any]]:
     """Tune, and return (folder with the finished adapter or model and its tokenizer, training figures).
 
-    rows: `train` and `validation`. kind: TRL's configuration class. trainer_of(model, config, rows) makes its trainer.
+    rows: `train` and `validation`. trainer_of(model, config, rows) makes its trainer.
     Raises SettingsError for a field that TRL does not have or refuses, DataError for rows that do not fit, before
     training starts.
     """
@@ -66,7 +62,7 @@ def run(
     finished = job.work / "finished"
     with quiet():
         config = configure(
-            kind, job.method, job.work / "checkpoints", seed=job.seed, evaluate=bool(rows["validation"]),
+            job.method, job.work / "checkpoints", seed=job.seed, evaluate=bool(rows["validation"]),
             defaults=job.defaults,
         )  # fmt: skip
     fitted, counts = lengths.fit(rows, job.tokenizer, config.max_length, job.method.too_long)
@@ -81,7 +77,7 @@ def run(
     set_seed(job.seed)
     started = time.monotonic()
     with quiet(datasets.utils):
-        with _refusals(kind):
+        with _refusals(type(config)):
             trainer = trainer_of(job.start.model(job.peft), config, fitted)
         with bar(note="{task.fields[loss]}", transient=False) as shown:
             _look_on(trainer, job, shown)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from proxytune.errors import DataError
-from proxytune.experts import dpo, launch, sft
+from proxytune.experts import dpo, fields, launch, sft
 from proxytune.experts.manifest import CodeVersion, DataLineage, Manifest
 from proxytune.experts.registry import Expert, Registry, check_name
 from proxytune.experts.tuning import Job, finished_in
 from proxytune.files import hash_json, locked, read_json, remove_folder, write_json
 from proxytune.models.prompts import Format
+from proxytune.models.quiet import quiet
 from proxytune.settings import Expert as Settings
 from proxytune.stages import chain
 from proxytune.stages.chain import Beginning
@@ -49,6 +50,8 @@ def run(settings: Settings, expect: Callable[[sources.Dataset, Beginning], None]
     name = check_name(
         settings.name or (settings.task.name if settings.model == "small" else f"{settings.task.name}-tuned")
     )
+    with quiet():
+        fields.given(settings.method)  # a wrong one is told before there is a record of the run
     settings = settings.model_copy(update={"launch": launch.resolved(settings.launch)})
     prepared = prepare(settings)
     data, parent, work = prepared.data, prepared.parent, prepared.work

@@ -101,10 +101,8 @@ def labels(
     ref: ModelRef, folder: Path, chat: bool, given: list | None = None, **changes
 ) -> list[tuple[str, list[int]]]:
     """(the text whose loss counts, its ids) of each given row, else the first, as the trainer's loader serves it."""
-    from trl import SFTConfig
-
     one = job(folder, ref, peft=Peft(r=2), chat=chat, **changes)
-    config = fields.configure(SFTConfig, one.method, folder / "out", seed=0, evaluate=False)
+    config = fields.configure(one.method, folder / "out", seed=0, evaluate=False)
     split = {"train": given or rows(folder, chat)["train"][:1], "validation": []}
     trainer = sft.trainer(load_model(ref), config, split, one)
     found = []
@@ -127,9 +125,7 @@ def test_the_loss_of_messages_is_on_the_assistant_s_turn_and_its_end(small, tmp_
 
 
 def configured(folder: Path, *, evaluate: bool = True, seed: int = 1, defaults=None, **given):
-    from trl import SFTConfig
-
-    return fields.configure(SFTConfig, Method(**given), folder, seed=seed, evaluate=evaluate, defaults=defaults)
+    return fields.configure(Method(**given), folder, seed=seed, evaluate=evaluate, defaults=defaults)
 
 
 @pytest.mark.parametrize(
@@ -233,13 +229,11 @@ def test_messages_need_a_chat_template(tmp_path):
 
 def test_packed_rows_do_not_see_each_other(small, tmp_path):
     """Loss of rows packed into one sequence is that of the same rows apart."""
-    from trl import SFTConfig
-
     some = {"train": rows(tmp_path)["train"][:6], "validation": []}
     losses = []
     for changes in ({"per_device_train_batch_size": 6}, {"packing": True, "per_device_train_batch_size": 1}):
         one = job(tmp_path, small, peft=Peft(name="none"), max_length=512, **changes)
-        config = fields.configure(SFTConfig, one.method, tmp_path / "out", seed=0, evaluate=False)
+        config = fields.configure(one.method, tmp_path / "out", seed=0, evaluate=False)
         trainer = sft.trainer(load_model(small), config, some, one)
         (batch,) = trainer.get_train_dataloader()
         with torch.no_grad():

@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def main(turns: int = 5, steps: int = 40, name: str = "sft") -> None:
     sys.path.insert(0, str(ROOT))
     import datasets
-    import trl
     from transformers import PrinterCallback, set_seed
 
     from proxytune.experts import dpo, fields, sft
@@ -32,7 +31,7 @@ def main(turns: int = 5, steps: int = 40, name: str = "sft") -> None:
     from proxytune.settings import Method, ModelRef, Peft
     from proxytune.tasks import preferences, qa
 
-    module, kind = {"sft": (sft, trl.SFTConfig), "dpo": (dpo, trl.DPOConfig)}[name]
+    module = {"sft": sft, "dpo": dpo}[name]
     splits = qa.builtin()
     rows = {split: splits[split][:400] for split in ("train", "validation")} | {"validation": splits["validation"][:32]}
     if name == "dpo":
@@ -50,7 +49,7 @@ def main(turns: int = 5, steps: int = 40, name: str = "sft") -> None:
 
     def bare(folder: Path) -> None:
         one = job(folder)
-        config = fields.configure(kind, method, folder, seed=0, evaluate=True)
+        config = fields.configure(method, folder, seed=0, evaluate=True)
         set_seed(0)
         trainer = module.trainer(load_model(ref), config, rows, one)
         trainer.remove_callback(PrinterCallback)

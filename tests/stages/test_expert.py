@@ -157,6 +157,7 @@ def test_whole_models_make_a_chain_of_two_models_and_an_anti_may_be_chosen(place
         ({"anti": "start"}, SettingsError, "is an adapter, and an anti is a whole model"),
         ({"data": "chat"}, SettingsError, "the rows are messages, and qa@v1 was tuned on texts"),
         ({"method": {"name": "dpo", "packing": True}}, SettingsError, "unknown key method.packing"),
+        ({"method": {"name": "dpo", "beta": "high"}}, SettingsError, "method.beta='high'"),
     ],
 )
 def test_what_cannot_be_gone_on_from_is_told_before_training(place, tmp_path, changes, error, told):
@@ -171,6 +172,7 @@ def test_what_cannot_be_gone_on_from_is_told_before_training(place, tmp_path, ch
     with pytest.raises(error, match=told):
         tuned_on(place, tmp_path, **changes)
     assert Registry(place.outputs / "registry").versions("qa") == [1]
+    assert not (place.outputs / "runs").exists()
 
 
 def test_a_family_that_an_expert_is_not_of_is_refused(place, tmp_path):

@@ -130,11 +130,8 @@ def _registered(
 
 def _check_fields(loop: Loop) -> None:
     """SettingsError for a field of the rounds' trainings now, and not after the first round's answers."""
-    from trl import DPOConfig
-
     with quiet():
         configure(
-            DPOConfig,
             Method(name="dpo", **loop.plan.dpo),
             loop.work,
             seed=loop.settings.seed,
