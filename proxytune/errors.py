@@ -4,6 +4,7 @@ exit code of its own kind. Anything else that is raised is a bug of ours and kee
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -61,6 +62,12 @@ def out_of_memory(error: BaseException) -> bool:
     words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "could not create a primitive")
     told = not isinstance(error, ProxytuneError) and any(each in str(error) for each in words)
     return isinstance(error, MemoryError) or told
+
+
+def require(library: str, by: str, install: str | None = None) -> None:
+    """SettingsError where what is asked for (`by`) needs a library that is not installed. install: its name for pip."""
+    if importlib.util.find_spec(library) is None:
+        raise SettingsError(f"{by} needs {library}, which is not installed", f"pip install {install or library}")
 
 
 def did_you_mean(given: str, known: Iterable[str], otherwise: str = "") -> str:

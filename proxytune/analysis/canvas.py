@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -65,9 +65,9 @@ class Panel:
     height: float = HEIGHT
 
 
-def bounds(value: float, interval: Sequence[float | None] | None) -> tuple[float, float]:
-    """The ends of an interval; the value itself where an end is unknown."""
-    low, high = (value if bound is None else bound for bound in interval or (None, None))
+def bounds(one: Mapping[str, Any], name: str = "value", ci: str = "ci") -> tuple[float, float]:
+    """The ends of a figure's interval; the figure itself where an end is unknown."""
+    low, high = (one[name] if bound is None else bound for bound in one[ci] or (None, None))
     return low, high
 
 

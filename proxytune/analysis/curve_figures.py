@@ -147,8 +147,7 @@ def _shares(axes: Axes, shares: Sequence[Mapping[str, float]]) -> None:
 
 
 def _band(axes: Axes, points: Sequence[Point], colour: str) -> None:
-    alphas, bounds = [point["alpha"] for point in points], [_bounds(point) for point in points]
-    lows, highs = [low for low, _ in bounds], [high for _, high in bounds]
+    alphas, (lows, highs) = [point["alpha"] for point in points], zip(*map(bounds, points), strict=True)
     axes.fill_between(alphas, lows, highs, color=colour, alpha=0.18, linewidth=0)
     axes.plot(alphas, [point["value"] for point in points], "o-", color=colour, linewidth=2, markersize=4)
 
@@ -163,7 +162,7 @@ def _over_alpha(axes: Axes, points: Sequence[Point]) -> None:
 def _mark(axes: Axes, point: Point, curve: Curve) -> None:
     """The chosen alpha: a ring, and its numbers on the better side of the whole band."""
     points, colour, down = curve["points"], COLOURS["steered"], curve["better"] < 0
-    edge = min(_bounds(each)[0] for each in points) if down else max(_bounds(each)[1] for each in points)
+    edge = min(bounds(each)[0] for each in points) if down else max(bounds(each)[1] for each in points)
     axes.plot([point["alpha"]] * 2, [point["value"], edge], color=colour, linewidth=1, linestyle=(0, (2, 3)))
     axes.plot(
         [point["alpha"]],
@@ -227,7 +226,3 @@ def _spoken(curve: Curve) -> str:
 
 def _worded(curve: Curve) -> str:
     return ", ".join(f"alpha {point['alpha']:g}: {point['value']:.3f}" for point in curve["points"])
-
-
-def _bounds(point: Point) -> tuple[float, float]:
-    return bounds(point["value"], point["ci"])

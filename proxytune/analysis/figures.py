@@ -54,7 +54,7 @@ def _dots(axes: Axes, rows: list[Row], measure: str) -> None:
     for y, row in enumerate(rows):
         if row[measure] is None:
             continue
-        value, (low, high) = row[measure], bounds(row[measure], row[f"{measure}_ci"])
+        value, (low, high) = row[measure], bounds(row, measure, f"{measure}_ci")
         colour = COLOURS[row["system"]]
         axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
         axes.plot([value], [y], "o", color=colour, markersize=7, markeredgecolor="white")

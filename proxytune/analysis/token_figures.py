@@ -70,8 +70,8 @@ def _worded(values: Mapping[str, float | None]) -> str:
 
 def _by_position(axes: Axes, bands: Sequence[Mapping[str, Any]], figure: str) -> None:
     places = range(len(bands))
-    bounds = [_bounds(one[figure]) for one in bands]
-    axes.fill_between(places, [b[0] for b in bounds], [b[1] for b in bounds], color=UP, alpha=0.18, linewidth=0)
+    lows, highs = zip(*(bounds(one[figure]) for one in bands), strict=True)
+    axes.fill_between(places, lows, highs, color=UP, alpha=0.18, linewidth=0)
     axes.plot(places, [one[figure]["value"] for one in bands], "o-", color=UP, linewidth=2, markersize=4)
     axes.set_xticks(places, [str(one["from"]) for one in bands])
     axes.set_xlabel("position in the reply, from this token on")
@@ -82,7 +82,7 @@ def _by_position(axes: Axes, bands: Sequence[Mapping[str, Any]], figure: str) ->
 
 def _by_kind(axes: Axes, kinds: Sequence[Mapping[str, Any]]) -> None:
     for y, one in enumerate(kinds):
-        value, (low, high) = one["gain"]["value"], _bounds(one["gain"])
+        value, (low, high) = one["gain"]["value"], bounds(one["gain"])
         colour = UP if value >= 0 else DOWN
         axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
         axes.plot([value], [y], "o", color=colour, markersize=7)
@@ -107,7 +107,3 @@ def _movers(axes: Axes, moved: Sequence[Mapping[str, Any]]) -> None:
 
 def _short(token: str) -> str:
     return token if len(token) <= LONGEST else token[: LONGEST - 1] + "\u2026"
-
-
-def _bounds(one: Mapping[str, Any]) -> tuple[float, float]:
-    return bounds(one["value"], one["ci"])

@@ -8,7 +8,6 @@ before it has.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -21,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from proxytune import errors, files
-from proxytune.errors import ModelError, SettingsError
+from proxytune.errors import ModelError, SettingsError, require
 from proxytune.experts import ranks
-from proxytune.experts.ranks import CONFIG, FAILURE, LOG, LOOK_SECONDS, SETTINGS, STEPS
 from proxytune.settings import Launch
 from proxytune.tracking.progress import bar
 
@@ -41,11 +39,11 @@ def spread(launch: Launch, folder: Path, module: str, settings: Mapping[str, Any
     configuration = accelerate_configuration(launch, devices())
     with files.locked(ranks.lived(folder)):
         files.remove_folder(folder)
-    files.write_json(folder / SETTINGS, settings)
-    files.write_json(folder / CONFIG, configuration)
+    files.write_json(folder / ranks.SETTINGS, settings)
+    files.write_json(folder / ranks.CONFIG, configuration)
     own = uuid.uuid4().hex
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / CONFIG)]
-    with files.locked(ranks.alive(folder, own)), (folder / LOG).open("wb") as out:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / ranks.CONFIG)]
+    with files.locked(ranks.alive(folder, own)), (folder / ranks.LOG).open("wb") as out:
         process = subprocess.Popen(
             [*command, "-m", module, str(folder)],
             stdin=subprocess.DEVNULL,
@@ -55,12 +53,12 @@ def spread(launch: Launch, folder: Path, module: str, settings: Mapping[str, Any
             start_new_session=True,  # Ctrl-C is the command's, which then stops the ranks
         )
         try:
-            _follow(process, folder / STEPS, log)
+            _follow(process, folder / ranks.STEPS, log)
         finally:
             _stop(process)
     if process.returncode:
         raise _failure(launch, folder)
-    printed = (folder / LOG).read_text("utf-8", "replace").splitlines()
+    printed = (folder / ranks.LOG).read_text("utf-8", "replace").splitlines()
     for line in dict.fromkeys(line for line in printed if line.startswith(NOTE)):
         print(line, file=sys.stderr)
     files.remove_folder(folder)
@@ -87,8 +85,8 @@ def accelerate_configuration(launch: Launch, gpus: int) -> dict[str, Any]:
         raise SettingsError(
             f"launch={launch.name} needs CUDA GPUs, and there is none here", "take launch=ddp or single"
         )
-    if launch.name == "zero3" and importlib.util.find_spec("deepspeed") is None:
-        raise SettingsError("launch=zero3 needs DeepSpeed, which is not installed", "pip install deepspeed")
+    if launch.name == "zero3":
+        require("deepspeed", by="launch=zero3")
     processes = launch.processes or gpus
     if not processes:
         raise SettingsError(
@@ -164,7 +162,7 @@ def _follow(process: subprocess.Popen[bytes], path: Path, log: Log) -> None:
                         shown.update(task, loss=f"loss {values['train/loss']:.3f}")
             if ended:
                 return
-            time.sleep(LOOK_SECONDS)
+            time.sleep(ranks.LOOK_SECONDS)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
@@ -194,19 +192,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _failure(launch: Launch, folder: Path) -> Exception:
-    if (folder / FAILURE).exists():
-        told = files.read_json(folder / FAILURE)
+    if (folder / ranks.FAILURE).exists():
+        told = files.read_json(folder / ranks.FAILURE)
         kind = getattr(errors, told["kind"], None)
         return (
             kind(told["what"], told["hint"])
             if kind
             else RuntimeError(f"in a rank of launch={launch.name}: {told['what']}")
         )
-    printed = (folder / LOG).read_text("utf-8", "replace")
+    printed = (folder / ranks.LOG).read_text("utf-8", "replace")
     killed = re.search(r"exitcode\s*:\s*-(\d+)", printed)
     if killed:
         return ModelError(
             f"a process of launch={launch.name} was killed by signal {killed[1]}",
-            f"where memory ran out, take smaller batches or fewer processes; what it printed: {folder / LOG}",
+            f"where memory ran out, take smaller batches or fewer processes; what it printed: {folder / ranks.LOG}",
         )
     return RuntimeError(f"launch={launch.name} failed: {printed[-4000:]}")

@@ -6,12 +6,11 @@ same adapter, continued. A whole model that is tuned on is a whole model again, 
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from proxytune.errors import SettingsError
+from proxytune.errors import SettingsError, require
 from proxytune.files import read_json
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.quiet import quiet
@@ -68,8 +67,8 @@ class Start:
 
 def check_peft(peft: Peft) -> None:
     """SettingsError where qlora cannot run."""
-    if peft.name == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
-        raise SettingsError("peft=qlora needs bitsandbytes, which is not installed", "pip install bitsandbytes")
+    if peft.name == "qlora":
+        require("bitsandbytes", by="peft=qlora")
 
 
 def continued(peft: Peft, folder: Path) -> Peft:

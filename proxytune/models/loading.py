@@ -6,13 +6,12 @@ import contextlib
 import logging
 from collections.abc import Generator
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from proxytune.errors import ModelError, out_of_memory
+from proxytune.errors import ModelError, ProxytuneError, out_of_memory, require
 from proxytune.files import resource
 from proxytune.models import online
 from proxytune.models.quiet import quiet
@@ -92,12 +91,10 @@ def _quantised(ref: ModelRef, device: str) -> dict[str, Any]:
 
 
 def _few_bits(name: str) -> Any:
-    """transformers' configuration of a quantisation. Raises ModelError where its library is not installed."""
+    """transformers' configuration of a quantisation."""
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    library = "torchao" if name == "int8" else "bitsandbytes"
-    if find_spec(library) is None:
-        raise ModelError(f"quantization={name} needs {library}, which is not installed", f"pip install {library}")
+    require("torchao" if name == "int8" else "bitsandbytes", by=f"quantization={name}")
     if name == "int8":
         return TorchAoConfig(import_module("torchao.quantization").Int8WeightOnlyConfig())
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of casts in each layer of every forward
@@ -114,7 +111,7 @@ def _told(ref: ModelRef) -> Generator[None]:
     """Whatever the libraries raise for a model that cannot be had, as one line. Broken files raise nearly anything."""
     try:
         yield
-    except ModelError:
+    except ProxytuneError:
         raise
     except Exception as error:
         if out_of_memory(error):

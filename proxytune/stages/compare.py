@@ -114,14 +114,11 @@ def below(found: Found) -> list[str]:
 
 
 def terminal(found: Found) -> str:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from proxytune.analysis import tables
 
-    table = Table(title=Text(f"{found['task']}, {found['split']} rows", style="bold"), title_justify="left")
-    table.box, table.pad_edge = box.SIMPLE_HEAD, False
+    table = tables.tight(title=Text(f"{found['task']}, {found['split']} rows", style="bold"), title_justify="left")
     for name in titles(found["level"]):
         two_lines = name.replace(" [", "\n[").replace(" of ", "\nof ")
         table.add_column(Text(two_lines), justify="left" if name in ("run", "system", "measure") else "right")

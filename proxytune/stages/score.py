@@ -65,14 +65,12 @@ def _read(settings: Score, benchmark: Benchmark) -> tuple[list[predictions.Answe
 
 
 def _show(found: dict[str, Any], benchmark: Benchmark) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from proxytune.analysis import tables
 
     title = f"{benchmark.name}: {found['n']} rows, {found['outputs']} outputs, {found['unparsed']} unparsed"
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = tables.tight(title=Text(title, style="bold"), title_justify="left")
     for name in ("", "measure", "over", f"value [{100 * found['level']:g}%]"):
         table.add_column(name, justify="left" if name in ("", "measure") else "right")
     grouped = {name: part for key, parts in found.items() if key.startswith("by_") for name, part in parts.items()}

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from proxytune.decoding.engine import Engine, build
 from proxytune.decoding.remote import Waiting
-from proxytune.errors import SettingsError
+from proxytune.errors import SettingsError, require
 from proxytune.experts.registry import Expert
 from proxytune.models.prompts import text_of
 from proxytune.models.trio import Trio
@@ -36,8 +35,7 @@ def run(settings: Serve) -> None:
     What cannot be is told before a model is loaded: a missing library, a host without a key, a port that is taken.
     """
     for library in ("fastapi", "uvicorn"):
-        if find_spec(library) is None:
-            raise SettingsError(f"{library} is not installed", "pip install 'proxytune[serve]'")
+        require(library, by="proxytune serve", install="'proxytune[serve]'")
     from proxytune.serving import guard
 
     key = guard.key_of(os.environ, settings.host)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from proxytune.analysis.tables import console
+from proxytune.analysis.tables import console, tight
 from proxytune.errors import DataError, SettingsError, StorageError
 from proxytune.experts import twin as twins
 from proxytune.experts.manifest import seal
@@ -243,7 +242,7 @@ def table(recipe: dict[str, Any]) -> Table:
     """Base, cut and healed: their size and their perplexity on held-out text."""
     layers, size = recipe["layers"], recipe["parameters"]
     title = f"{recipe['name']}: layers {' '.join(map(str, layers['kept']))} of {recipe['base']['model']}"
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = tight(title=title, title_justify="left")
     shown.add_column("model")
     for name in ("layers", "parameters", "held-out loss", "perplexity"):
         shown.add_column(name, justify="right")

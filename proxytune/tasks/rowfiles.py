@@ -135,17 +135,18 @@ def _raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _jsonl(content: bytes, path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
-            yield f"line {number}", _parsed(line, f"{path}, line {number}")
+            yield f"line {number}", parsed(line, f"{path}, line {number}")
 
 
 def _json(content: bytes, path: Path) -> Iterator[tuple[str, Any]]:
-    rows = _parsed(content, str(path)) if content.strip() else []
+    rows = parsed(content, str(path)) if content.strip() else []
     if not isinstance(rows, list):
         raise DataError(f"{path} is not a list of rows", "one row a line belongs into a .jsonl file")
     return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _parsed(text: bytes, where: str) -> Any:
+def parsed(text: bytes, where: str) -> Any:
+    """What a JSON text says. Raises DataError, naming `where` it stands, for what is not JSON in UTF-8."""
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
-from proxytune.errors import ModelError
+from proxytune.errors import ModelError, SettingsError
 from proxytune.files import resource
 from proxytune.models import linear
 from proxytune.models.linear import quicken
@@ -234,7 +234,7 @@ def test_quantisation_that_cannot_be_had_here_is_told_in_one_line(tmp_path, bits
     if find_spec(library):
         pytest.skip("it can be had here")
     folder = save_llama(tmp_path / "m", seed=1)
-    with pytest.raises(ModelError, match=rf"quantization={bits} needs {library}, .*pip install {library}"):
+    with pytest.raises(SettingsError, match=rf"quantization={bits} needs {library}, .*pip install {library}"):
         load_model(ModelRef(model=str(folder), quantization=bits))
 
 

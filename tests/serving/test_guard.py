@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import re
@@ -203,6 +204,7 @@ def test_what_cannot_be_served_is_one_line_before_a_model_is_loaded(house, tmp_p
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"cannot listen at 127.0.0.1 port {port}: .*in use"):
             serve.run(house.settings(port=port))
-    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else object())
-    with pytest.raises(SettingsError, match="uvicorn is not installed"):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else find(name))
+    with pytest.raises(SettingsError, match=r"serve needs uvicorn, .*pip install 'proxytune\[serve\]'"):
         serve.run(house.settings())

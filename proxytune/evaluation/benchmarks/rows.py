@@ -85,7 +85,7 @@ def _content(path: Path) -> bytes:
 def _json(content: bytes, path: Path) -> Iterator[tuple[str, Any]]:
     hint = "one row a line belongs into a .jsonl file"
     try:
-        whole = rowfiles._parsed(content, str(path)) if content.strip() else []
+        whole = rowfiles.parsed(content, str(path)) if content.strip() else []
     except DataError as error:
         raise DataError(error.what, hint) from error
     rows = whole.get("Data") if isinstance(whole, Mapping) else whole

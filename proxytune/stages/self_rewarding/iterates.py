@@ -103,13 +103,11 @@ def _difference(of, against) -> dict[str, Any]:
 
 
 def _show(summary: Mapping[str, Any]) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from proxytune.analysis import tables
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = tables.tight()
     for name in ("iterate", "pairs", f"{summary['metric']} [95%]", "on the one before [95%]", "loss"):
         table.add_column(name, justify="left" if name == "iterate" else "right")
     pairs = ["", *(str(one["pairs"]) for one in summary["yields"])]
