@@ -26,7 +26,12 @@ from proxytune.stages.shared.start import start
 from proxytune.tasks import catalog, sources
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
+
+# Clients keep an idle connection for less (httpx and OpenAI's for 5 s, aiohttp for 15), so they close it. If the server
+# did, a request could meet the end of its connection.
+IDLE_SECONDS = 75
 
 
 def run(settings: Serve) -> None:
@@ -96,8 +101,7 @@ def example(settings: Serve, expert: Expert) -> str:
     return text_of(sources.load(settings.data, task, settings.family, cache).rows["validation"][0]["prompt"])
 
 
-def answer(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
-    """Run the application on a socket. A second Ctrl-C does not wait."""
+def server_of(app: FastAPI, drain_seconds: float) -> uvicorn.Server:
     import uvicorn
 
     config = uvicorn.Config(
@@ -106,9 +110,15 @@ def answer(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
         access_log=False,  # a line for each request is what /metrics is for, and a query could hold a key
         server_header=False,
         lifespan="on",
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=math.ceil(drain_seconds) + 5,  # for connections that read nothing
     )
-    server = uvicorn.Server(config)
+    return uvicorn.Server(config)
+
+
+def answer(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
+    """Run the application on a socket. A second Ctrl-C does not wait."""
+    server = server_of(app, drain_seconds)
 
     async def serve() -> None:
         ending = asyncio.create_task(end())

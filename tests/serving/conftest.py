@@ -96,8 +96,7 @@ def running(settings: Serve, key: str | None = None) -> Generator[Running]:
     """The application that the stage assembles, on a thread of the test's own."""
     app = serve.assemble(settings, trios.find(settings), key)
     with serve.listening("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
+        server = serve.server_of(app, drain_seconds=0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         yield Running(app, f"http://127.0.0.1:{listener.getsockname()[1]}", server)

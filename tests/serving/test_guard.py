@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import httpx2
 import openai
@@ -138,6 +140,17 @@ def start(house: House, folder, environment, *arguments: str) -> subprocess.Pope
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def test_an_idle_connection_is_not_closed_by_the_server_before_the_client(server):
+    kept = openai.DEFAULT_CONNECTION_LIMITS.keepalive_expiry  # then the client closes it
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    for pause in (kept + 0.5, 0):
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b'{"status":"ok"}')
+        time.sleep(pause)
+    connection.close()
 
 
 def test_sigterm_lets_replies_end_takes_no_more_and_no_key_is_written_anywhere(house, tmp_path):
