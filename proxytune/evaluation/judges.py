@@ -251,8 +251,8 @@ def classify(model: str, texts: Sequence[str], positive: int | str, batch_size: 
 
     kind = AutoModelForSequenceClassification if isinstance(positive, int) else AutoModelForCausalLM
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        judge: Any = kind.from_pretrained(model, dtype="auto")
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        judge: Any = kind.from_pretrained(model, dtype="auto", trust_remote_code=False)  # some are released as .bin
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the judge {model} cannot be loaded: {str(error)[:200]}", "name another with benchmark.judge.models"

@@ -59,7 +59,7 @@ def describe(ref: ModelRef, *, weights: bool = True) -> Described:
     where, config, generation = locate(ref), None, None
     file = {"gguf_file": ref.gguf_file} if ref.gguf_file else {}
     with contextlib.suppress(OSError, ValueError):
-        config = AutoConfig.from_pretrained(where, revision=ref.revision, **file)
+        config = AutoConfig.from_pretrained(where, revision=ref.revision, trust_remote_code=False, **file)
     with contextlib.suppress(OSError, ValueError):
         generation = GenerationConfig.from_pretrained(where, revision=ref.revision or "main")
     return Described(config, generation, _stored(where, ref) if weights else Counter())

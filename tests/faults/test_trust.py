@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from proxytune.errors import ProxytuneError
+from proxytune.evaluation import judges
 from proxytune.experts.card import card
 from proxytune.experts.registry import Registry
 from proxytune.models import prompts
+from proxytune.models.described import describe
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.settings import ModelRef
 from tests.experts.hub_server import Hub
@@ -60,7 +62,9 @@ def test_pickled_weights_are_refused_and_not_read(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_beside_a_model_is_not_run(folder):
+def test_code_beside_a_model_is_not_run(folder, monkeypatch):
+    """Not even where whoever sits at the terminal would allow it."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
     (folder / "harm.py").write_text(HARM + "class Harm: pass\n")
     change(
         folder / "config.json",
@@ -73,6 +77,8 @@ def test_code_beside_a_model_is_not_run(folder):
     assert str(folder) in refused(load_model, ModelRef(model=str(folder)))
     with contextlib.suppress(ProxytuneError):  # its own code apart, it may be an ordinary one
         load_tokenizer(ModelRef(model=str(folder)))
+    assert describe(ModelRef(model=str(folder))).config is None
+    assert str(folder) in refused(judges.classify, str(folder), ["x"], " yes", 1)
     assert not (folder / "ran").exists()
 
 
