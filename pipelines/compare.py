@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from pipelines import cli
-from pipelines.parser import Parser
+from pipelines.parser import Parser, at_least
 
 
 def main(arguments: list[str]) -> int:
@@ -24,8 +24,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--format", choices=["terminal", "markdown", "csv", "json"], default="terminal")
     parser.add_argument("--out", type=Path, help="write it there instead of to standard output")
-    parser.add_argument("--samples", type=int, default=2000, help="resamples behind each interval (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
+    parser.add_argument(
+        "--samples", type=at_least(1), default=2000, help="resamples behind each interval (%(default)s)"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the resampling")
     parser.add_argument("--tracker", choices=["none", "local", "wandb"], default="none", help="also keep it as a run")
     parser.add_argument("--project", default="proxytune", help="of W&B (%(default)s)")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the folder of such a run (%(default)s)")

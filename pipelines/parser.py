@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
 from proxytune.errors import SettingsError
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of option: a whole number that is not smaller."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+
+    number.__name__ = "int"  # as argparse tells what a text is not
+    return number
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,20 +13,19 @@ import sys
 from pathlib import Path
 
 from pipelines import cli
-from pipelines.parser import Parser
-from proxytune.errors import SettingsError
+from pipelines.parser import Parser, at_least
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="proxytune report", description="One HTML file of what a run found.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder of evaluate, sweep or decode")
     parser.add_argument("--out", type=Path, help="write it there instead of to RUN/report.html")
-    parser.add_argument("--generations", type=int, default=500, metavar="N", help="prompts at most (%(default)s)")
+    parser.add_argument(
+        "--generations", type=at_least(0), default=500, metavar="N", help="prompts at most (%(default)s)"
+    )
     parser.add_argument("--no-tokens", action="store_true", help="load no model: score no tokens that were not scored")
     parser.add_argument("--tracker", choices=["none", "local", "wandb"], help="instead of the run's own")
     given = parser.parse_args(arguments)
-    if given.generations < 0:
-        raise SettingsError(f"--generations {given.generations} is below 0", "give how many prompts are told at most")
 
     from proxytune.stages import report
 

@@ -169,11 +169,6 @@ class Registry:
             self._write_aliases(name, self._aliases(name) | {alias: version})
         return expert
 
-    def untag(self, name: str, alias: str) -> None:
-        check_tag(alias)
-        with self._held(f"{name}@{alias}"):
-            self._write_aliases(name, {tag: n for tag, n in self._aliases(name).items() if tag != alias})
-
     def remove(self, reference: str, force: bool = False) -> str:
         """Delete a version, damaged or not, and return its full reference. A tagged one takes force, its tags go."""
         with self._held(reference) as (name, version):

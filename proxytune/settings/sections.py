@@ -11,6 +11,7 @@ from proxytune.errors import SettingsError, did_you_mean
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy, torch and TRL all take
 
 
 class Section(BaseModel):

@@ -21,6 +21,7 @@ from proxytune.settings.sections import (
     Peft,
     Remote,
     Section,
+    Seed,
     TaskChoice,
     Tracker,
 )
@@ -34,7 +35,7 @@ class Stage(Section):
     data: Data = Data()
     tracker: Tracker = Tracker()
     outputs: Path = Path("outputs")
-    seed: int = 0
+    seed: Seed = 0
     threads: Annotated[int, Field(ge=0)] = 0
     command: str = ""
 
@@ -303,7 +304,7 @@ class Twin(Section):
     tracker: Tracker = Tracker()
     resume: bool = True
     outputs: Path = Path("outputs")
-    seed: int = 0
+    seed: Seed = 0
     command: str = ""
 
 
@@ -316,5 +317,5 @@ class Score(Section):
     outputs: Literal["raw", "trimmed"] = "raw"
     out: Path | None = None
     bootstrap_samples: Count = 2000
-    seed: int = 0
+    seed: Seed = 0
     command: str = ""

@@ -33,6 +33,9 @@ def run(settings: Demo) -> Found:
 
 def _trained(settings: Demo, model: str) -> str:
     part = _part(Expert, settings, model=model)
+    if model == "base" and settings.base_model is not None:  # the ceiling is of the base that is steered
+        family = settings.family.model_copy(update={"bases": {"base_model": settings.base_model}, "base": "base_model"})
+        part = part.model_copy(update={"family": family})
     config = part.model_dump(mode="json", exclude={"command", "tracker"})
     registry = Registry(settings.outputs / "registry")
     for other in reversed(registry.experts()):

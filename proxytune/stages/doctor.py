@@ -23,7 +23,7 @@ from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.settings import Doctor, ModelRef
 from proxytune.stages.shared import memory
 from proxytune.stages.shared import trio as trios
-from proxytune.stages.shared.start import dataset
+from proxytune.stages.shared.start import dataset, limit_threads
 from proxytune.tasks import catalog
 
 SHOWN = 400  # characters of a prompt
@@ -31,6 +31,7 @@ SHOWN = 400  # characters of a prompt
 
 def run(settings: Doctor) -> dict[str, list[str]]:
     """Print what was found, and return it by check. Raises the first fault."""
+    limit_threads(settings)
     patient, found = Patient(settings), {}
     faults = patient.faults
     for name, look in CHECKS.items():
@@ -254,6 +255,8 @@ def effect(patient: Patient) -> Iterator[str]:
             "effect=true needs the base's scores for the whole vocabulary, and an API gives a few",
             "leave base= out, or leave effect= out and compare replies: proxytune decode compare=true",
         )
+    if patient.faults:
+        raise patient.faults[0]
     from proxytune.stages import effect as effects
 
     yield from effects.told(patient.settings, patient.experts[0])

@@ -164,6 +164,7 @@ def points(
         point = Point("tuned", None, {"base": whole["base"], "tuned": trios.weights_of(tuned)})
         rows = kept(settings.outputs, measure, point)
         if rows is None:
+            Registry(settings.outputs / "registry").verify(tuned)
             (rows,) = compute(alone.load("tuned", settings.base_ref, settings.family.dtype, tuned), [point], [()])
             keep(settings.outputs, measure, point, rows)
         found["tuned", None] = rows

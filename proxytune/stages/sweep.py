@@ -63,7 +63,7 @@ def collect(
             tracked.curve(f"alpha_{name}", ("alpha", name), points, f"{name} against alpha")
         tracked.image("alpha curve", picture)
         if settings.split == "validation":
-            _keep(settings, expert, chosen, select, found.summary)
+            _keep(settings, expert, chosen, select, found.summary, folder)
             print(
                 f"{expert.name}@best is {expert.reference} with alpha {chosen:g}, best by {select} on validation rows"
             )
@@ -78,8 +78,10 @@ def sweep_folder(settings: Evaluate, expert: Expert) -> Path:
     """Where a sweep's table and curve lie: named by everything but its alphas, so a widened sweep finds its place."""
     content = settings.model_dump(mode="json", include={"task", "data", "split", "decode", "generate", "family"})
     content |= {"expert": expert.reference, "base": settings.base_ref.model_dump()}
+    if beside := trios.held(settings):
+        content["held"] = [[other.reference, alpha] for other, alpha in beside]
     if settings.base is not None:
-        content["served"] = settings.base.model_dump(include={"name", "url", "model", "top"})
+        content["served"] = settings.base.model_dump(include={"name", "url", "model", "top", "mode"})
     return settings.outputs / "sweeps" / f"{settings.task.name}-{settings.family.name}-{hash_json(content)[:12]}"
 
 
@@ -99,11 +101,11 @@ def best(records: Records, select: str) -> float:
     return min(steered, key=lambda alpha: (cost(steered[alpha]), abs(alpha)))
 
 
-def _keep(settings: Evaluate, expert: Expert, alpha: float, select: str, summary: dict[str, Any]) -> None:
+def _keep(settings: Evaluate, expert: Expert, alpha: float, select: str, summary: dict[str, Any], folder: Path) -> None:
     registry = Registry(settings.outputs / "registry")
     chosen = next(row for row in summary["rows"] if row["alpha"] == alpha and row["system"] == "steered")
     told = {"alpha": alpha, "by": select, "base": trios.base_name(settings), "loss": chosen["loss"], "n": chosen["n"]}
     curve = [[row["alpha"], row["loss"], row["metric"]] for row in summary["rows"] if row["system"] == "steered"]
     registry.update(expert, alpha=alpha, scores={"selection": told | {"curve": curve}})
     registry.tag(expert.reference, "best")
-    write_json(sweep_folder(settings, expert) / "best.json", told | {"expert": expert.reference})
+    write_json(folder / "best.json", told | {"expert": expert.reference})

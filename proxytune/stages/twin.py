@@ -185,7 +185,7 @@ def name_of(settings: Twin) -> str:
 
 
 def published(folder: Path, key: str) -> dict[str, Any] | None:
-    """The recipe of a twin that is there already; SettingsError if it was made in another way."""
+    """The recipe of a twin that is there already; StorageError if it was made in another way."""
     if not folder.exists():
         return None
     recipe = read_json(folder / RECIPE) if (folder / RECIPE).is_file() else {}

@@ -32,7 +32,7 @@ VALUES: list[tuple[str, str, list[Any]]] = [
     ("evaluate", "bootstrap_samples", [0, -1, "many", 1.5]),
     ("evaluate", "score_batch_size", [0, "x"]),
     ("evaluate", "threads", [-1, "two"]),
-    ("evaluate", "seed", ["x", 1.5, None]),
+    ("evaluate", "seed", ["x", 1.5, None, -1, 2**32]),
     ("evaluate", "split", ["train", ""]),
     ("evaluate", "generate", ["perhaps", 7]),
     ("evaluate", "outputs", [3, None]),

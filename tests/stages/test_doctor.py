@@ -60,8 +60,10 @@ def test_each_model_reads_the_prompt_once_and_its_likeliest_token_is_told(place)
 def test_no_weights_are_loaded_where_something_else_is_wrong(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ModelError, match="nowhere"):
-        examine(place, prompt=PROMPT, family=with_base(place, tmp_path / "nowhere"), forward=True)
-    assert "FAULT forward     not looked at, since the above" in capsys.readouterr().out
+        examine(place, prompt=PROMPT, family=with_base(place, tmp_path / "nowhere"), forward=True, effect=True)
+    out = capsys.readouterr().out
+    assert "FAULT forward     not looked at, since the above" in out
+    assert "FAULT effect      not looked at, since the above" in out
 
 
 def test_weights_that_are_no_numbers_are_a_fault(place, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,29 @@ def test_only_a_tuned_base_that_fits_is_found(place):
     for name, at in (("qa", settings), ("qa-tuned", other_base)):
         with pytest.raises(TrioError, match=r"is not .* tuned directly"):
             trio.tuned_base(at, expert, name)
+
+
+def test_of_several_tuned_bases_the_newest_is_taken_whatever_its_name(place):
+    settings = place.settings(Evaluate)
+    registry, expert = Registry(settings.outputs / "registry"), trio.find(settings)
+    tuned = trio.tuned_base(settings, expert, "auto")
+    assert tuned is not None
+    for name, created in (("a-newer", "2999-01-01T00:00:00+00:00"), ("z-older", "1999-01-01T00:00:00+00:00")):
+        with registry.staging() as folder:
+            shutil.copytree(tuned.folder, folder, dirs_exist_ok=True)
+            (folder / "manifest.json").unlink()
+            registry.publish(folder, tuned.manifest.model_copy(update={"name": name, "created": created}))
+    found = trio.tuned_base(settings, expert, "auto")
+    assert found is not None and found.reference == "a-newer@v1"
+
+
+def test_a_tuned_base_that_was_damaged_is_not_measured(place):
+    weights = next((place.outputs / "registry" / "qa-tuned" / "v1").glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(RegistryError, match=weights.name):
+        run(place, generate=False)
 
 
 def test_a_tuned_base_that_does_not_fit_is_refused_before_anything_is_measured(place):

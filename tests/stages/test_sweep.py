@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,3 +118,20 @@ def test_the_demo_runs_every_stage_once_and_ends_with_the_test_table(place, monk
     monkeypatch.setattr(demo.expert, "run", lambda *_: pytest.fail("it was tuned again"))
     again = demo.run(settings)
     assert json.loads(again.path.read_text())["rows"] == found.summary["rows"]
+
+
+def test_the_demo_tunes_the_base_that_it_steers(place, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(demo.expert, "run", lambda part: SimpleNamespace(reference=asked.setdefault(part.model, part)))
+    other = place.family.small
+    for model in ("small", "base"):
+        demo._trained(place.settings(Demo, base_model=other), model)
+    assert asked["small"].family == place.family and asked["base"].family.base_ref == other
+
+
+def test_sweeps_of_other_experts_beside_the_first_keep_folders_of_their_own(place):
+    beside = [{"expert": "qa", "alpha": 1.0}, {"expert": "qa@v1", "alpha": 0.4}]
+    settings = [place.settings(Sweep, steering=some) for some in ([], beside[:1], beside, [beside[0]] * 2)]
+    expert = sweep.trios.find(settings[0])
+    alone, same, *others = (sweep.sweep_folder(each, expert) for each in settings)
+    assert alone == same and len({alone, *others}) == 3

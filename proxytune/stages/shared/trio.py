@@ -114,7 +114,7 @@ def tuned_base(settings: Steering, expert: Expert, name: str | None) -> Expert |
         and other.manifest.data.fingerprint == expert.manifest.data.fingerprint
         and other.manifest.anti.same_model(base)
     ]
-    return fitting[-1] if fitting else None
+    return max(fitting, key=lambda other: other.manifest.created, default=None)
 
 
 def whole_vocabulary(tokenizer, model) -> Vocabulary:
