@@ -116,5 +116,5 @@ def test_keys_fall_into_splits_in_the_stated_shares():
 def test_a_misspelt_task_is_answered_with_the_right_one():
     with pytest.raises(SettingsError, match=r"'maths'.*did you mean 'math'"):
         catalog.get("maths")
-    assert catalog.names() == ["code", "instruction", "math", "qa"]
+    assert {"code", "instruction", "math", "qa"} <= set(catalog.names())
     assert all(catalog.get(name).name == name for name in catalog.names())
