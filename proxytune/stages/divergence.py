@@ -19,7 +19,8 @@ ROWS = 100  # the first ones, where a multirun of `evaluate` is collected
 def measured(settings: Evaluate, expert: Expert, alphas: Sequence[float], rows: int) -> dict[float, list[dict]]:
     """By alpha, rows of id, kl_base, kl_expert (analysis/divergence.py) and tokens.
 
-    {} for no rows, and where the base is behind an API, which gives no scores for the whole vocabulary.
+    Rows that are longer than a model's context are left out. {} for no rows, and where the base is behind an API, which
+    gives no scores for the whole vocabulary.
     """
     from proxytune.analysis.divergence import VERSION
 
@@ -33,7 +34,7 @@ def measured(settings: Evaluate, expert: Expert, alphas: Sequence[float], rows: 
     missing = [alpha for alpha, path in paths.items() if not path.is_file()]
     for alpha, found in (_computed(settings, expert, beside, missing, held) if missing else {}).items():
         write_checked(paths[alpha], found)
-    return {alpha: read_checked(path) for alpha, path in paths.items()}
+    return {alpha: its for alpha, path in paths.items() if (its := read_checked(path))}
 
 
 def _computed(
@@ -44,7 +45,8 @@ def _computed(
 
     trio = trios.load(settings, expert, beside)
     mixture = trios.mixtures(trio)["steered"]
-    given = trios.given(trio, rows)
+    told = trios.given(trio, mixture, rows)
+    given = [one for _, one in told]
     asked = [trios.alphas(mixture, alpha, beside) for alpha in alphas]
     size = settings.score_batch_size
     batches = divergences(mixture, given, asked, batch_size=size)
@@ -52,7 +54,7 @@ def _computed(
     return {
         alpha: [
             {"id": row["id"], "kl_base": its[a][0], "kl_expert": its[a][1], "tokens": len(one.completion)}
-            for row, its, one in zip(rows, found, given, strict=True)
+            for (row, one), its in zip(told, found, strict=True)
         ]
         for a, alpha in enumerate(alphas)
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.scoring import Given, losses
-from proxytune.errors import TrioError
+from proxytune.errors import DataError, TrioError
 from proxytune.evaluation.intervals import Estimate, Measured, bootstrap, paired_difference
 from proxytune.experts.registry import Expert
 from proxytune.settings import Doctor
@@ -43,19 +43,23 @@ def told(settings: Doctor, expert: Expert) -> Iterator[str]:
 
 
 def measured(settings: Doctor, expert: Expert) -> tuple[dict[str | float, np.ndarray], list[str], np.ndarray]:
-    """Nats of each row by system or alpha, the rows' ids, their tokens."""
+    """Nats of each row by system or alpha, the rows' ids, their tokens. DataError where no row fits the contexts."""
     rows = dataset(settings).held("validation")[: settings.rows]
     beside = trios.held(settings)
     trio = trios.load(settings, expert, beside)
-    given = trios.given(trio, rows)
     systems = trios.mixtures(trio)
+    told = trios.given(trio, systems["steered"], rows)
+    if not told:
+        what = f"all of the first {len(rows)} validation rows are longer than a model's context"
+        raise DataError(what, "give shorter ones, or rows=200")
+    given = [one for _, one in told]
     alphas = sorted({*settings.alphas, trios.alpha_of(settings, expert)} - {0.0}) or [1.0]
     steered = np.array(_nats(systems["steered"], given, [trios.alphas(systems["steered"], a, beside) for a in alphas]))
     found: dict[str | float, np.ndarray] = {"base": _alone(systems["base"], given)}
     found |= {"expert": _alone(systems["expert"], given)}
     found |= {"anti": _alone(Mixture(trio.pairs[0][1], trio.vocabulary), given)}
     found |= {alpha: steered[:, place] for place, alpha in enumerate(alphas)}
-    return found, [row["id"] for row in rows], np.array([len(one.completion) for one in given])
+    return found, [row["id"] for row, _ in told], np.array([len(one.completion) for one in given])
 
 
 def _alone(mixture: Mixture, given: list[Given]) -> np.ndarray:

@@ -57,6 +57,15 @@ def save_family(folder: Path) -> Family:
     )
 
 
+def with_long_row(path: str, folder: Path) -> str:
+    """The same rows in a file of `folder`, behind one that is longer than any model's context."""
+    lines = Path(path).read_text("utf-8")
+    long = {"id": "long", "prompt": "word " * 3000 + "last", "completion": " one.\n"}
+    found = folder / "longer.jsonl"
+    found.write_text(json.dumps(long) + "\n" + lines, "utf-8")
+    return str(found)
+
+
 def write_rows(path: Path, first: int, count: int, *, chat: bool = False) -> str:
     """Rows of a pattern that a few steps of training can learn; no two calls with unlike numbers share a prompt."""
     rows = []

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines import cli
-from proxytune.errors import ModelError, RegistryError, SettingsError, TrioError
+from proxytune.errors import DataError, ModelError, RegistryError, SettingsError, TrioError
 from proxytune.evaluation.intervals import Estimate
 from proxytune.models.described import describe
 from proxytune.models.loading import load_model
 from proxytune.settings import Doctor, Evaluate, ModelRef, Remote
 from proxytune.stages import doctor, effect, evaluate
 from proxytune.stages.shared import memory
-from tests.models.tiny_family import save_llama, tokenizer
+from tests.models.tiny_family import save_llama, tokenizer, with_long_row
 from tests.remote import faults
 from tests.remote.server import MODEL, Server
 
@@ -172,6 +172,15 @@ def test_the_effect_is_the_loss_that_evaluate_finds(place):
         assert tokens.tolist() == [row["tokens"] for row in records[key]]
     told = "\n".join(examine(place, prompt=PROMPT, effect=True, alphas=[0.5, 1.0])["effect"])
     assert "nats a token on 8 validation rows" in told and "it helps" in told
+
+
+def test_a_row_longer_than_a_context_has_no_part_in_the_effect(place, tmp_path, monkeypatch):
+    longer = place.data.model_copy(update={"validation": with_long_row(place.data.validation, tmp_path)})
+    told = examine(place, prompt=PROMPT, effect=True, alphas=[1.0], data=longer, rows=4)["effect"]
+    assert told[0].startswith("nats a token on 3 validation rows")
+    monkeypatch.setattr(effect.trios, "fits", lambda *_: False)
+    with pytest.raises(DataError, match="first 4 validation rows are longer"):
+        examine(place, prompt=PROMPT, effect=True, alphas=[1.0], data=longer, rows=4)
 
 
 @pytest.mark.parametrize(

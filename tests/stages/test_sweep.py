@@ -10,6 +10,7 @@ from proxytune.errors import SettingsError
 from proxytune.experts.registry import Registry
 from proxytune.settings import DecodeStage, Demo, Evaluate, Sweep
 from proxytune.stages import decode, demo, evaluate, sweep
+from tests.models.tiny_family import with_long_row
 
 ALPHAS = [0.0, 0.5, 1.0]
 
@@ -76,6 +77,17 @@ def test_a_sweep_tells_every_curve_how_sure_its_alpha_is_and_how_far_it_moves_th
     run(place, alphas=[*ALPHAS, 2.0], divergence_rows=3)
     assert kept < {file.name for file in (place.outputs / "analysis").iterdir()}
     assert "kl_base" not in {one["measure"] for one in run(place, divergence_rows=0).summary["curves"]}
+
+
+def test_a_row_longer_than_a_context_is_left_out_of_every_curve(place, tmp_path):
+    longer = place.data.model_copy(update={"validation": with_long_row(place.data.validation, tmp_path)})
+    whole = {curve["measure"]: curve for curve in run(place).summary["curves"]}
+    found = {curve["measure"]: curve for curve in run(place, data=longer).summary["curves"]}
+    assert list(found) == list(whole) == ["loss", "kl_base", "kl_expert"]
+    for name, curve in found.items():
+        values = [point["value"] for point in whole[name]["points"]]
+        assert [point["value"] for point in curve["points"]] == pytest.approx(values, rel=1e-4)
+    assert [one["measure"] for one in run(place, data=longer, divergence_rows=1).summary["curves"]] == ["loss"]
 
 
 def test_test_rows_choose_nothing(place, capsys):

@@ -10,7 +10,7 @@ from typing import Any
 
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits
-from proxytune.decoding.scoring import Given
+from proxytune.decoding.scoring import Given, fits
 from proxytune.decoding.served import Served
 from proxytune.errors import SettingsError, TrioError
 from proxytune.experts.registry import Expert, Registry
@@ -137,9 +137,13 @@ def mixtures(trio: Trio) -> dict[str, Mixture]:
     }
 
 
-def given(trio: Trio, rows: Sequence[Row]) -> list[Given]:
-    """Rows as they are scored."""
-    return [Given(trio.encode(row["prompt"]), trio.encode_completion(row["prompt"], row["completion"])) for row in rows]
+def given(trio: Trio, mixture: Mixture, rows: Sequence[Row]) -> list[tuple[Row, Given]]:
+    """Rows as they are scored, without those that are longer than a model's context."""
+    found = [
+        (row, Given(trio.encode(row["prompt"]), trio.encode_completion(row["prompt"], row["completion"])))
+        for row in rows
+    ]
+    return [(row, one) for row, one in found if fits(mixture, one.prompts, one.completion)]
 
 
 def limits(settings: Steering, task: Task, end_ids: frozenset[int] = frozenset()) -> Limits:
