@@ -52,6 +52,7 @@ def run(settings: Evaluate) -> Found:
     for name in others:
         run(settings.model_copy(update={"harness": [name]}))
     expert = trios.find(settings)
+    settings = trios.pinned(settings, expert)
     alpha = trios.alpha_of(settings, expert)
     work = asked(settings)
     with start(settings, "evaluate", [*evaluate.tags_of(settings), work.name], alpha=alpha) as tracked:

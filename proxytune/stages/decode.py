@@ -36,7 +36,9 @@ def run(settings: DecodeStage) -> list[dict[str, Any]]:
     what is finished is written, and kept for the same command, when a fault or a spent budget ends the run.
     """
     asked = read_prompts(settings.prompt, settings.prompts)
-    expert, beside = trios.find(settings), trios.held(settings)
+    expert = trios.find(settings)
+    settings = trios.pinned(settings, expert)
+    beside = trios.held(settings)
     alpha = trios.alpha_of(settings, expert)
     experts = [(expert, alpha), *beside]
     trio = trios.load(settings, expert, beside)

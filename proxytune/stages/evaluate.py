@@ -48,6 +48,7 @@ def run(settings: Evaluate) -> Found:
 
         return benchmark.run(settings)
     expert = trios.find(settings)
+    settings = trios.pinned(settings, expert)
     alpha = trios.alpha_of(settings, expert)
     alphas = sorted({alpha, *settings.alphas})
     with start(settings, "evaluate", tags_of(settings), alpha=alpha) as tracked:

@@ -35,6 +35,7 @@ def collect(
 
     alphas = sorted(set(alphas))
     expert = trios.find(settings)
+    settings = trios.pinned(settings, expert)
     with start(settings, "sweep", evaluate.tags_of(settings), alphas=alphas) as tracked:
         folder = sweep_folder(settings, expert)
         records = evaluate.measure(settings, expert, alphas)

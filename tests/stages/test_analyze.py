@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from proxytune.errors import DataError, SettingsError
+from proxytune.experts.registry import Registry
 from proxytune.files import Journal, read_checked, read_json, read_jsonl
 from proxytune.settings import Analyze, Benchmark, DecodeStage, Evaluate, Sweep
 from proxytune.stages import analyze, decode, evaluate, report, sweep
+from proxytune.stages.shared import past
 
 
 def look(place, **changes) -> dict:
@@ -69,6 +72,38 @@ def test_a_decode_s_replies_keep_the_ids_that_were_said(place):
         assert all(len(wanted[row["id"]]) - len(row["ids"]) <= 1 for row in rows)  # the end token is left out
         assert found["alpha"] == 0.75
     assert {row["prompt"] for row in rows} == {"Question: what follows 4?", "Say 1"}
+
+
+@pytest.fixture
+def moving(place):
+    """To be called: from then on `qa@latest` is another version."""
+    registry = Registry(place.outputs / "registry")
+    first = registry.resolve("qa@v1")
+
+    def register():
+        with registry.staging() as folder:
+            shutil.copytree(first.folder, folder, dirs_exist_ok=True)
+            registry.publish(folder, first.manifest)
+        assert registry.resolve("qa@latest").version == 2
+
+    return register
+
+
+SEVERAL = [{"expert": "qa@latest", "alpha": 0.5}, {"expert": "qa@latest"}]
+
+
+@pytest.mark.parametrize("kind", [DecodeStage, Evaluate, Sweep])
+def test_several_experts_are_looked_at_as_they_were_when_latest_is_another_now(place, moving, kind):
+    given = {"prompt": "Say 1"} if kind is DecodeStage else {"bootstrap_samples": 50}
+    stage = {DecodeStage: decode, Evaluate: evaluate, Sweep: sweep}[kind]
+    stage.run(place.settings(kind, steering=SEVERAL, **given))
+    (run,) = (place.outputs / "runs").iterdir()
+    moving()
+    of = past.read(run).settings(Evaluate)
+    assert [steer.expert for steer in of.steering] == ["qa@v1", "qa@v1"] and of.expert == "qa@v1"
+    assert [steer.alpha for steer in of.steering] == [0.5, 1.0]
+    if kind is DecodeStage:
+        assert look(place, run=run)["expert"] == "qa@v1"
 
 
 def test_a_sweep_is_looked_at_at_its_best_alpha_or_at_another(place):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits
@@ -19,10 +19,11 @@ from proxytune.models.identity import ModelId, identify
 from proxytune.models.loading import load_tokenizer
 from proxytune.models.trio import ExpertFiles, Trio
 from proxytune.models.vocabulary import Vocabulary, shared
-from proxytune.settings import ModelRef, Steering
+from proxytune.settings import ModelRef, Steer, Steering
 from proxytune.stages.shared import memory
 from proxytune.tasks.task import Row, Task
 
+Several = TypeVar("Several", bound=Steering)
 Held = Sequence[tuple[Expert, float]]  # the experts beside the first, each with the alpha that it keeps
 
 
@@ -61,6 +62,15 @@ def held(settings: Steering) -> list[tuple[Expert, float]]:
     parts = [settings.model_copy(update={"expert": s.expert, "alpha": s.alpha}) for s in settings.steering[1:]]
     experts = [find(part) for part in parts]
     return [(expert, alpha_of(part, expert)) for part, expert in zip(parts, experts, strict=True)]
+
+
+def pinned(settings: Several, expert: Expert) -> Several:
+    """The settings with the versions and alphas that several experts have now, for the record: `latest` moves on."""
+    if not settings.steering:
+        return settings
+    first = Steer(expert=expert.reference, alpha=settings.alpha)
+    others = [Steer(expert=other.reference, alpha=alpha) for other, alpha in held(settings)]
+    return settings.model_copy(update={"steering": [first, *others]})
 
 
 def alphas(mixture: Mixture, alpha: float, beside: Held) -> tuple[float, ...]:
