@@ -176,20 +176,22 @@ def _write_again(model, job: Job, folder: Path) -> None:
 
 
 def _figures(trainer) -> dict[str, Any]:
+    """What is measured on validation rows is that of the weights that are kept: the best ones, or else the last."""
     state, history = trainer.state, trainer.state.log_history
+    best = trainer.args.load_best_model_at_end
+    kept = [entry for entry in history if not best or entry["step"] == state.best_global_step]
     found = {
         "steps": state.global_step,
         "epochs": state.epoch,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "loss": _last(history, "loss"),
-        "validation_loss": _last(history, "eval_loss"),
+        "validation_loss": _last(kept, "eval_loss"),
     }
-    if trainer.args.load_best_model_at_end:
-        found |= {"best_step": state.best_global_step, "validation_loss": state.best_metric}
-        found |= {"stopped_early": state.global_step < state.max_steps}
+    if best:
+        found |= {"best_step": state.best_global_step, "stopped_early": state.global_step < state.max_steps}
     for name in ("rewards/margins", "rewards/accuracies"):
         if _last(history, name) is not None:
-            found |= {name: _last(history, name), f"validation_{name}": _last(history, f"eval_{name}")}
+            found |= {name: _last(history, name), f"validation_{name}": _last(kept, f"eval_{name}")}
     return found
 
 

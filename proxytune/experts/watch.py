@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import TrainerCallback
 
+from proxytune.errors import SettingsError, did_you_mean
 from proxytune.experts import checkpoints, ranks
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ class Watch(TrainerCallback):
             named |= self._pace(numbers.get("num_tokens")) | {"train/memory_gib": memory_gib()}
             self.shown.update(self.task, loss=f"loss {numbers['loss']:.3f}")
         self.log(named, state.global_step)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        name, known = args.metric_for_best_model, metrics or {}
+        if name and f"eval_{name.removeprefix('eval_')}" not in known:  # the trainer would end with a KeyError
+            what = f"method.metric_for_best_model={name} is nothing that is measured on validation rows"
+            raise SettingsError(what, did_you_mean(name, known))
 
     def on_save(self, args, state, control, **kwargs):
         ranks.everyone()  # each rank writes a part of it

@@ -288,6 +288,24 @@ def test_training_ends_when_validation_no_longer_gets_better_and_the_best_is_wha
     assert all(torch.equal(weights(again)[name], kept[name]) for name in kept)
 
 
+BEST = {"save_steps": None, "eval_strategy": None, "eval_steps": 1, "load_best_model_at_end": True, "max_steps": 4}
+
+
+def test_the_best_by_another_measure_is_registered_with_its_validation_loss(small, tmp_path):
+    seen = []
+    by = BEST | {"metric_for_best_model": "eval_mean_token_accuracy"}
+    _, figures = train(tmp_path, small, log=lambda values, step: seen.append((step, values)), **by)
+    measured = {step: values for step, values in seen if "validation/loss" in values}
+    accuracy = {step: values["validation/mean_token_accuracy"] for step, values in measured.items()}
+    assert accuracy[figures["best_step"]] == max(accuracy.values()) and len(accuracy) == 4
+    assert figures["validation_loss"] == measured[figures["best_step"]]["validation/loss"]
+
+
+def test_a_measure_that_there_is_not_is_refused_by_its_name(small, tmp_path):
+    with pytest.raises(SettingsError, match=r"best_model=token_acuracy is nothing.*'eval_mean_token_accuracy'"):
+        train(tmp_path, small, **BEST, metric_for_best_model="token_acuracy")
+
+
 def test_a_training_that_was_finished_but_not_registered_is_not_done_again(small, tmp_path):
     first = train(tmp_path, small, max_steps=2)
     steps = []
