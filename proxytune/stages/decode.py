@@ -46,7 +46,7 @@ def run(settings: DecodeStage) -> list[dict[str, Any]]:
     served = Writing(settings, trio, content) if settings.base else None
     kept = Kept(settings.outputs, content)
     streams = len(asked) == 1 and not settings.compare
-    with start(settings, "decode", alpha=alpha) as tracked:
+    with start(settings, "decode", alpha=alpha, out=settings.out and settings.out.absolute()) as tracked:
         out = settings.out or tracked.folder / "replies.jsonl"
         systems = ("base", "expert", "steered") if settings.compare else ("steered",)
         records: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ import pytest
 from pipelines import cli
 from proxytune.errors import DataError
 from proxytune.files import read_json
-from proxytune.settings import DecodeStage, Evaluate, Sweep
+from proxytune.settings import Analyze, DecodeStage, Evaluate, Sweep
 from proxytune.stages import analyze, decode, evaluate, report, sweep
 
 ALPHAS = [0.0, 0.5, 1.0]
@@ -63,6 +63,29 @@ def test_a_decode_is_told_without_measures(place):
     (row,) = data(path)["rows"]
     assert row["prompt"] == "Say <1>" and set(row["texts"]) == {"base", "expert", "steered"} and row["tokens"]
     assert 'id="results"' not in path.read_text("utf-8")
+
+
+def test_replies_are_found_from_another_folder_and_missed_in_one_line(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    decode.run(place.settings(DecodeStage, prompt="Say 1", alpha=1.0, out="mine.jsonl"))
+    (run,) = (place.outputs / "runs").glob("decode-*")
+    monkeypatch.chdir(place.outputs)
+    assert data(report.run(run, tokens=False))["rows"]
+    (tmp_path / "mine.jsonl").unlink()
+    missed = f"the replies of {run} are missing: there is no {tmp_path / 'mine.jsonl'}"
+    with pytest.raises(DataError, match=re.escape(missed)):
+        report.run(run)
+    with pytest.raises(DataError, match=re.escape(missed)):
+        analyze.run(place.settings(Analyze, run=run))
+
+
+def test_a_decode_that_was_killed_before_it_wrote_has_no_replies_to_tell_of(place, monkeypatch):
+    monkeypatch.setattr(decode, "write_jsonl", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        decode.run(place.settings(DecodeStage, prompt="Say 1", alpha=1.0))
+    (run,) = (place.outputs / "runs").glob("decode-*")
+    with pytest.raises(DataError, match=r"are missing: there is no .*replies\.jsonl"):
+        report.run(run)
 
 
 def test_from_the_command_line(place, capsys, tmp_path):

@@ -48,8 +48,12 @@ class Past:
         return load(kind, given | own | changes)
 
     def replies(self) -> list[dict[str, Any]]:
-        """What a decode wrote: records of all systems."""
-        return read_jsonl(Path(self.config.get("out") or self.folder / REPLIES))
+        """What a decode wrote: records of all systems. Raises DataError where they are not there."""
+        path = Path(self.config.get("out") or self.folder / REPLIES)
+        if not path.is_file():
+            what = f"the replies of {self.folder} are missing: there is no {path}"
+            raise DataError(what, "run the decode again, or put the file back where it was")
+        return read_jsonl(path)
 
     def texts(self, system: str, alpha: float | None) -> dict[str, str]:
         """What an evaluation's system wrote, by the rows' ids; {} where nothing was. Of several samples the first."""
