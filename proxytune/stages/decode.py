@@ -173,10 +173,13 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[Prompt]:
             raise DataError("there is no prompt", "give prompt='...', prompts=FILE, or pipe text in")
         prompts = "-"
     if prompt is not None:
-        rows = [{"id": "0", "prompt": prompt}]
+        rows = [_whole({"id": "0", "prompt": prompt}, "the prompt")]
     elif prompts == "-":
-        text = sys.stdin.read()
-        rows = [{"id": "0", "prompt": text.rstrip("\n")}] if text.strip() else []
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise DataError("standard input is not UTF-8 text", "pipe text in") from error
+        rows = [_whole({"id": "0", "prompt": text.rstrip("\n")}, "standard input")] if text.strip() else []
     else:
         rows = _read_file(Path(prompts or ""))
     if not rows or any(not plain_text(row["prompt"]).strip() for row in rows):
@@ -214,7 +217,16 @@ def _read_row(path: Path, number: int, line: str) -> Prompt:
         raise DataError(
             f"{path} line {number} is not a prompt: {line[:60]}", 'give {"prompt": "..."} or {"messages": [...]}'
         ) from None
-    return {"id": str(row.get("id", number)), "prompt": turns}
+    return _whole({"id": str(row.get("id", number)), "prompt": turns}, f"{path} line {number}")
+
+
+def _whole(row: Prompt, where: str) -> Prompt:
+    """The row, if it can be written down: JSON and bytes that are not UTF-8 make half characters."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where} holds half a character (a lone surrogate)", "give UTF-8 text") from None
+    return row
 
 
 def show(asked: Sequence[Prompt], records: Sequence[dict[str, Any]], lines: int | None = None) -> None:

@@ -100,6 +100,9 @@ BROKEN = [
     ('{"messages": [{"content": "no role"}]}', "line 1 is not a prompt"),
     ('{"messages": [{"role": "user"}]}', "line 1 is not a prompt"),
     ('{"prompt": "  "}', "is empty"),
+    ('{"prompt": "a"}\n{"prompt": "b \\ud800"}', "line 2 holds half a character"),
+    ('{"messages": [{"role": "user", "content": "\\udc00"}]}', "line 1 holds half a character"),
+    ('{"id": "\\ud800", "prompt": "a"}', "line 1 holds half a character"),
 ]
 
 
@@ -111,6 +114,17 @@ def test_a_broken_row_is_told_by_its_line_before_any_model_is_loaded(place, tmp_
     with pytest.raises(DataError, match=told):
         run(place, prompts=str(path))
     assert not (place.outputs / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "errors, told", [("strict", "is not UTF-8 text"), ("surrogateescape", "holds half a character")]
+)
+def test_bytes_that_are_not_utf_8_are_told(monkeypatch, errors, told):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "utf-8", errors))
+    with pytest.raises(DataError, match=f"standard input {told}"):
+        decode.read_prompts(None, None)
+    with pytest.raises(DataError, match="the prompt holds half a character"):  # as a command line has it
+        decode.read_prompts("caf\udce9", None)
 
 
 def test_no_prompt_two_prompts_and_a_missing_file_are_told(place, tmp_path, monkeypatch):
