@@ -97,4 +97,9 @@ def tokenizer_for(ref: ModelRef, chat_template: str | None, chat: bool):
     tokenizer.chat_template = (
         path.read_text("utf-8") if path.is_file() else load_tokenizer(ModelRef(model=chat_template)).chat_template
     )
+    if not tokenizer.chat_template:
+        raise SettingsError(
+            f"family.chat_template={chat_template} names a model that has no chat template",
+            "name one that has, or a .jinja file",
+        )
     return tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from proxytune.errors import SettingsError
-from proxytune.experts import lengths, ranks
+from proxytune.experts import lengths, ranks, turns
 from proxytune.experts.checkpoints import is_complete, last_complete, mark
 from proxytune.experts.fields import configure
 from proxytune.experts.starting import Start, check_peft
@@ -65,7 +65,8 @@ def run(
             job.method, job.work / "checkpoints", seed=job.seed, evaluate=bool(rows["validation"]),
             defaults=job.defaults,
         )  # fmt: skip
-    fitted, counts = lengths.fit(rows, job.tokenizer, config.max_length, job.method.too_long)
+    asked = turns.as_taken(rows, job.tokenizer)
+    fitted, counts = lengths.fit(asked, job.tokenizer, config.max_length, job.method.too_long)
     for line in lengths.told(counts, config.max_length):
         print(f"proxytune: {line}", file=sys.stderr)
     if job.resume and (done := finished_in(job.work)):

@@ -46,21 +46,27 @@ def rendered(turns: Sequence[Mapping[str, str]], tokenizer, opened: bool = True)
 
 
 def templated(turns: Sequence[Mapping[str, str]], tokenizer, **how) -> Any:
-    """What `apply_chat_template` gives. A system turn that the template refuses opens the first turn of the user.
+    """What `apply_chat_template` gives of the turns as `taken`."""
+    return taken(turns, tokenizer, **how)[1]
+
+
+def taken(turns: Sequence[Mapping[str, str]], tokenizer, **how) -> tuple[list[Mapping[str, str]], Any]:
+    """(the turns, what `apply_chat_template` gives). A system turn that it refuses opens the first turn of the user.
 
     Raises DataError with the template's own words where it refuses these turns all the same.
     """
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(list(turns), **how)
+        return list(turns), tokenizer.apply_chat_template(list(turns), **how)
     except (TemplateError, OverflowError, TypeError) as error:  # too long a loop; a file asked for; unlike things added
         refusal = str(error)
     if [turn["role"] for turn in turns[:2]] == ["system", "user"]:
         with contextlib.suppress(TemplateError):
-            found = tokenizer.apply_chat_template(_folded(turns), **how)
+            folded = _folded(turns)
+            found = tokenizer.apply_chat_template(folded, **how)
             _tell_folded(tokenizer.name_or_path)
-            return found
+            return folded, found
     raise DataError(
         f"the chat template of {tokenizer.name_or_path} refuses these turns: {refusal}",
         "mend the prompt's roles, or name another template with family.chat_template",

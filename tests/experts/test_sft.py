@@ -225,6 +225,8 @@ def test_messages_need_a_chat_template(tmp_path):
     (tmp_path / "own.jinja").write_text("{{ messages[0]['content'] }}!")
     own = tokenizer_for(ref, str(tmp_path / "own.jinja"), chat=True)
     assert own.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
+    with pytest.raises(SettingsError, match=r"family\.chat_template=.*bare names a model that has no chat template"):
+        tokenizer_for(ref, ref.model, chat=True)
 
 
 def test_packed_rows_do_not_see_each_other(small, tmp_path):
