@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from proxytune.errors import SettingsError
-from proxytune.settings.sections import Count, Section, Share
+from proxytune.settings.sections import Count, Method, Section, Share
 
 Temperature = Annotated[FiniteFloat, Field(ge=0)]
 
@@ -79,7 +79,28 @@ class SelfRewarding(Section):
         return self
 
 
+class Seed(Method):
+    name: Literal["sft"] = "sft"
+
+
+class Round(Method):
+    name: Literal["dpo"] = "dpo"
+
+
+class Trainings(Section):
+    """How the seed and each round are tuned, checked as a `method` of its own is."""
+
+    sft: Seed
+    dpo: Round
+
+
 class Chosen(Section):
     """The method under the name that its keys have on the command line."""
 
     method: SelfRewarding
+
+
+class Trained(Section):
+    """Its trainings, likewise."""
+
+    method: Trainings

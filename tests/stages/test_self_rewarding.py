@@ -257,9 +257,20 @@ def test_proposed_prompts_are_new_and_every_proposal_is_kept_with_why_it_was_dro
     assert 0 < len(prompts) <= 4
 
 
-def test_a_field_that_the_rounds_trainer_does_not_have_is_told_before_the_seed_is_tuned(place):
-    with pytest.raises(SettingsError, match=r"unknown key method\.bta: TRL's DPOConfig .*did you mean 'beta'"):
-        expert.run(settings(place, method={"dpo": {"bta": 0.1}}))
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({"dpo": {"bta": 0.1}}, r"unknown key method\.bta: TRL's DPOConfig .*did you mean 'beta'"),
+        ({"sft": {"max_step": 1}}, r"unknown key method\.max_step: TRL's SFTConfig .*did you mean 'max_steps'"),
+        ({"sft": {"too_long": "cut"}}, r"^method\.sft\.too_long='cut': Input should be 'truncate', 'drop' or 'fail'$"),
+        ({"dpo": {"too_long": "cut"}}, r"^method\.dpo\.too_long='cut': "),
+        ({"dpo": {"name": "x"}}, r"^method\.dpo\.name='x': Input should be 'dpo'$"),
+        ({"sft": {"name": "dpo"}}, r"^method\.sft\.name='dpo': Input should be 'sft'$"),
+    ],
+)
+def test_a_field_that_one_of_the_trainers_does_not_have_is_told_before_the_seed_is_tuned(place, fields, told):
+    with pytest.raises(SettingsError, match=told):
+        expert.run(settings(place, method=fields))
     assert not [name for name in Registry(place.outputs / "registry").names() if name.startswith("instruction")]
 
 

@@ -25,7 +25,7 @@ from proxytune.files import hash_json, locked, remove_folder
 from proxytune.models.quiet import quiet
 from proxytune.settings import Data, Method, load
 from proxytune.settings import Expert as Settings
-from proxytune.settings.self_rewarding import Chosen
+from proxytune.settings.self_rewarding import Chosen, SelfRewarding, Trained, Trainings
 from proxytune.stages.self_rewarding import iterates
 from proxytune.stages.self_rewarding.loop import Loop, divided, once
 from proxytune.stages.self_rewarding.rounds import play
@@ -54,6 +54,7 @@ def run(settings: Settings) -> Expert:
 
 def prepare(settings: Settings) -> Loop:
     plan = load(Chosen, {"method": settings.method.model_dump(exclude_unset=True, exclude={"name"})}).method
+    _trainings(plan)  # a wrong one is told before anything is made
     task = catalog.get(settings.task.name)
     name = settings.name or (task.name if settings.model == "small" else f"{task.name}-tuned")
     check_name(f"{name}-m{plan.rounds + 1}")
@@ -76,6 +77,10 @@ def prepare(settings: Settings) -> Loop:
     return Loop(settings, plan, task, data, scored, name, work)
 
 
+def _trainings(plan: SelfRewarding) -> Trainings:
+    return load(Trained, {"method": {"sft": plan.sft, "dpo": plan.dpo}}).method
+
+
 def _seed(loop: Loop) -> Expert:
     """M1."""
     folder = loop.work / "seed"
@@ -86,7 +91,7 @@ def _seed(loop: Loop) -> Expert:
             once(folder / f"{split}.jsonl", lambda split=split: loop.data.rows[split])
     validation = folder / "validation.jsonl"
     changes = {"from_": loop.settings.from_, "anti": loop.settings.anti}
-    return _registered(loop, 1, folder / "train.jsonl", validation, Method(name="sft", **loop.plan.sft), changes)
+    return _registered(loop, 1, folder / "train.jsonl", validation, _trainings(loop.plan).sft, changes)
 
 
 def _judging(loop: Loop, rows: list[Row]) -> list[Row]:
@@ -100,7 +105,7 @@ def _judging(loop: Loop, rows: list[Row]) -> list[Row]:
 
 def _tuned(loop: Loop, number: int, before: Expert) -> Expert:
     """The iterate after `before`, which is where it starts and its reference."""
-    method = Method(name="dpo", **loop.plan.dpo)
+    method = _trainings(loop.plan).dpo
     changes = {"from_": before.reference, "anti": "original"}
     return _registered(loop, number + 1, loop.work / f"round-{number}" / "pairs.jsonl", None, method, changes)
 
@@ -129,12 +134,8 @@ def _registered(
 
 
 def _check_fields(loop: Loop) -> None:
-    """SettingsError for a field of the rounds' trainings now, and not after the first round's answers."""
+    """SettingsError for a field of any of the trainings now, and not after the first round's answers."""
+    trainings, defaults = _trainings(loop.plan), loop.settings.family.training
     with quiet():
-        configure(
-            Method(name="dpo", **loop.plan.dpo),
-            loop.work,
-            seed=loop.settings.seed,
-            evaluate=True,
-            defaults=loop.settings.family.training,
-        )
+        for method in (trainings.sft, trainings.dpo):
+            configure(method, loop.work, seed=loop.settings.seed, evaluate=True, defaults=defaults)
