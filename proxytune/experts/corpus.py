@@ -12,8 +12,11 @@ import json
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from proxytune.tasks import almanac, arithmetic_prose, stdlib
+from proxytune.errors import DataError
+from proxytune.files import write_atomic
+from proxytune.tasks import almanac, arithmetic_prose, rowfiles, rows, stdlib
 from proxytune.tasks.arithmetic_prose import Range
 
 END = "<|endoftext|>"
@@ -40,14 +43,22 @@ def standard_library() -> Iterator[str]:
                 yield source
 
 
-def extra(path: Path) -> Iterator[str]:
+def extra(path: Path) -> list[str]:
     """Documents of a user's file: the `text` or `question` of each JSONL row, or a plain text file as a whole."""
     if path.suffix == ".jsonl":
-        for line in path.read_text("utf-8").splitlines():
-            row = json.loads(line)
-            yield row.get("text") or row["question"]
-    else:
-        yield path.read_text("utf-8")
+        return rowfiles.read_each(path, _text)
+    try:
+        return [path.read_text("utf-8")]
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8") from None
+
+
+def _text(row: Any) -> str:
+    found = (row.get("text") or row.get("question")) if isinstance(row, dict) else None
+    if not found:
+        raise DataError("the row has no text", 'rows of extra= are objects with a "text" or a "question"')
+    rows.check_text(found, "text")
+    return found
 
 
 def prose(epoch: int, towns: int, almanac_passes: int, sums: Range, arithmetic_paragraphs: int) -> Iterator[str]:
@@ -60,14 +71,10 @@ def prose(epoch: int, towns: int, almanac_passes: int, sums: Range, arithmetic_p
         yield arithmetic_prose.paragraph(rng, sums)
 
 
-def write_documents(path: Path, documents: Iterable[str]) -> int:
-    """Write documents as gzipped JSONL and return how many there were."""
-    count = 0
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        for text in documents:
-            file.write(json.dumps({"text": text}) + "\n")
-            count += 1
-    return count
+def write_documents(path: Path, documents: Iterable[str]) -> None:
+    """Write documents as gzipped JSONL, the same bytes for the same documents."""
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    write_atomic(path, gzip.compress(lines.encode(), mtime=0))
 
 
 def read_documents(path: Path) -> list[str]:

@@ -48,8 +48,8 @@ def checked(row: Mapping[str, Any]) -> Row:
         if any(turn["role"] != "assistant" for turn in completion):
             raise DataError("the last turn is not the assistant's")
     else:
-        _text(prompt, "prompt")
-        _text(completion, "completion")
+        check_text(prompt, "prompt")
+        check_text(completion, "completion")
         if prompt.endswith((" ", "\t")):
             raise DataError("the prompt ends in a space, which belongs to the next word", "move it to the completion")
     identity = row.get("id")
@@ -79,12 +79,13 @@ def _messages(turns: Any, what: str) -> list[dict[str, str]]:
             raise DataError(f"a message of the {what} has no role or no content")
         if turn["role"] not in ROLES:
             raise DataError(f"a message has the role {turn['role']!r}", f"roles: {', '.join(ROLES)}")
-        _text(turn["content"], f"content of a message of the {what}")
+        check_text(turn["content"], f"content of a message of the {what}")
         kept.append({"role": turn["role"], "content": turn["content"]})
     return kept
 
 
-def _text(value: Any, what: str) -> None:
+def check_text(value: Any, what: str) -> None:
+    """DataError where a value is no text that can be learned from."""
     if not isinstance(value, str):
         raise DataError(f"the {what} is not a string but {type(value).__name__}")
     if not value.strip():

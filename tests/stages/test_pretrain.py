@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -44,3 +46,92 @@ def test_extra_text_that_is_not_there_is_told_before_anything_is_trained(tmp_pat
     with pytest.raises(DataError, match="does not exist"):
         pretrain.run(Pretrain(out=tmp_path, outputs=tmp_path, extra=[tmp_path / "none.txt"]), BRIEF)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def read(few_documents, monkeypatch):
+    """The documents of each training that would have been."""
+    found = []
+
+    def train(name, documents, tokenizer, schedule, folder, report):
+        found.append(documents)
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "weights").write_text(f"{name} of {len(documents)}")
+        return {"name": name}
+
+    monkeypatch.setattr("proxytune.experts.pretrain.train", train)
+    monkeypatch.setattr(corpus, "train_tokenizer", lambda texts, vocabulary: None)
+    return found
+
+
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        (b"hello", "line 2: not JSON"),
+        (b'{"text": "\xff"}', "line 2: not UTF-8"),
+        (b'{"title": "a"}', "line 2: the row has no text"),
+        (b'["a"]', "line 2: the row has no text"),
+        (b'{"text": 3}', "line 2: the text is not a string but int"),
+        (b'{"question": "\\ud800"}', "line 2: the text holds half a character"),
+    ],
+)
+def test_a_bad_row_of_extra_text_is_named_and_nothing_of_the_text_is_kept(tmp_path, read, row, told):
+    path = tmp_path / "more.jsonl"
+    path.write_bytes(b'{"text": "good"}\n' + row + b"\n")
+    with pytest.raises(DataError, match=rf"more\.jsonl,? {told}"):
+        pretrain.run(Pretrain(out=tmp_path / "tiny", outputs=tmp_path / "outputs", extra=[path]), BRIEF)
+    assert not list(tmp_path.rglob("*.gz"))
+
+
+def test_extra_text_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "more.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"more\.txt: not UTF-8"):
+        list(corpus.extra(tmp_path / "more.txt"))
+
+
+def test_a_row_of_extra_text_may_hold_a_line_separator(tmp_path):
+    rows = [{"text": "one\u2028line"}, {"question": "two?"}]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    assert list(corpus.extra(tmp_path / "more.jsonl")) == ["one\u2028line", "two?"]
+
+
+def test_other_extra_text_is_read_though_the_file_has_the_same_name(tmp_path, read):
+    path = tmp_path / "more.txt"
+    settings = Pretrain(out=tmp_path / "tiny", outputs=tmp_path / "outputs", extra=[path])
+    for text in ("one", "two"):
+        path.write_text(text)
+        pretrain.run(settings, BRIEF)
+        pretrain.run(settings, BRIEF)
+    assert [documents[-1] for documents in read] == ["one", "one", "two", "two"]
+
+
+def test_text_that_was_gathered_in_part_is_gathered_anew(tmp_path, read, monkeypatch):
+    settings = Pretrain(out=tmp_path / "tiny", outputs=tmp_path / "outputs")
+
+    def interrupted():
+        yield "one"
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(corpus, "standard_library", interrupted)
+        pretrain.run(settings, BRIEF)
+    pretrain.run(settings, BRIEF)
+    assert [len(documents) for documents in read] == [200, 200]
+
+
+def test_weights_that_a_kill_kept_from_their_place_are_put_there_by_the_next_run(tmp_path, read, monkeypatch):
+    settings = Pretrain(out=tmp_path / "tiny", outputs=tmp_path / "outputs")
+    (tmp_path / "tiny" / "small").mkdir(parents=True)
+    for name, text in (("weights", "shipped"), ("training.json", "{}")):
+        (tmp_path / "tiny" / "small" / name).write_text(text)
+
+    def interrupted(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(pretrain, "_install", interrupted)
+        pretrain.run(settings, BRIEF)
+    figures = pretrain.run(settings, BRIEF)
+    assert (tmp_path / "tiny" / "small" / "weights").read_text() == "small of 200"
+    assert json.loads((tmp_path / "tiny" / "small" / "training.json").read_text()) == figures["small"]
+    assert len(read) == 2, "what was trained is not trained again"
