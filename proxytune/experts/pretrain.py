@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxytune.experts import corpus
+from proxytune.experts.checkpoints import last_complete
 from proxytune.tasks.arithmetic_prose import TABLES, WIDE, Range
 
 
@@ -130,10 +131,12 @@ def train(
     """Train one sibling, save it as bfloat16 safetensors under folder/name, and return its card figures.
 
     Matrix products run in bfloat16 under autocast; weights and optimiser stay float32. A killed run goes on from its
-    last checkpoint.
+    last complete checkpoint.
     """
     import torch
     from transformers import Trainer, TrainingArguments, set_seed
+
+    from proxytune.experts.watch import Marks
 
     shape = SHAPES[name]
     set_seed(schedule.seed)
@@ -176,7 +179,6 @@ def train(
             eval_steps=max(1, schedule.steps // 10),
             logging_steps=max(1, schedule.steps // 100),
             save_steps=max(1, schedule.steps // 10),
-            save_total_limit=1,
             dataloader_num_workers=2 if cuda else 0,
             report_to="none",
             seed=schedule.seed,
@@ -184,9 +186,10 @@ def train(
         train_dataset=dataset,
         eval_dataset=rows(held_out),
         data_collator=collate,
+        callbacks=[Marks(keep=1)],
     )
-    checkpoints = folder / f"{name}-checkpoints"
-    trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
+    checkpoint = last_complete(folder / f"{name}-checkpoints")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     curve = [
         {key: entry[key] for key in ("step", "loss", "eval_loss") if key in entry}
         for entry in trainer.state.log_history

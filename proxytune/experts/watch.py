@@ -20,15 +20,36 @@ if TYPE_CHECKING:
 KIB_PER_GIB, BYTES_PER_GIB = 1 << 20, 1 << 30
 
 
-class Watch(TrainerCallback):
-    """Numbers to the record and the bar; each checkpoint is marked once everything of it is written.
+class Marks(TrainerCallback):
+    """Each checkpoint is marked once everything of it is written. keep: complete ones that stay, besides the best one.
 
-    keep: complete checkpoints that stay, besides the best one. Tokens a second are those of training steps alone, not
-    of evaluation and saving; memory is the most that was in use so far, of the GPU where there is one.
+    The trainer would remove an old one before the new one is marked, so its own save_total_limit must be left out.
+    """
+
+    def __init__(self, keep: int | None):
+        self.keep = keep
+
+    def on_save(self, args, state, control, **kwargs):
+        ranks.everyone()  # each rank writes a part of it
+        if not ranks.is_main():
+            return
+        folder = Path(args.output_dir)
+        checkpoints.mark(folder / f"checkpoint-{state.global_step}")
+        if self.keep:
+            best = state.best_model_checkpoint
+            checkpoints.prune(folder, self.keep, Path(best) if best else None)
+
+
+class Watch(Marks):
+    """Numbers to the record and the bar, besides the marks.
+
+    Tokens a second are those of training steps alone, not of evaluation and saving; memory is the most that was in use
+    so far, of the GPU where there is one.
     """
 
     def __init__(self, log: Callable[[dict[str, float], int], None], shown: Progress, keep: int | None):
-        self.log, self.shown, self.keep = log, shown, keep
+        super().__init__(keep)
+        self.log, self.shown = log, shown
         self.seconds, self.tokens, self.began = 0.0, 0.0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -54,16 +75,6 @@ class Watch(TrainerCallback):
         if name and f"eval_{name.removeprefix('eval_')}" not in known:  # the trainer would end with a KeyError
             what = f"method.metric_for_best_model={name} is nothing that is measured on validation rows"
             raise SettingsError(what, did_you_mean(name, known))
-
-    def on_save(self, args, state, control, **kwargs):
-        ranks.everyone()  # each rank writes a part of it
-        if not ranks.is_main():
-            return
-        folder = Path(args.output_dir)
-        checkpoints.mark(folder / f"checkpoint-{state.global_step}")
-        if self.keep:
-            best = state.best_model_checkpoint
-            checkpoints.prune(folder, self.keep, Path(best) if best else None)
 
     def _pace(self, tokens: float | None) -> dict[str, float]:
         """Tokens a second since the last time; `tokens` counts from the start of the process."""

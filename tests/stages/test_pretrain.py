@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer
 
 from proxytune.errors import DataError
 from proxytune.experts import corpus
-from proxytune.experts.pretrain import Phase, Schedule
+from proxytune.experts.pretrain import Phase, Schedule, train
 from proxytune.settings import Pretrain
 from proxytune.stages import pretrain
 from proxytune.tasks.arithmetic_prose import TABLES, WIDE
@@ -40,6 +41,22 @@ def test_both_siblings_are_trained_on_the_same_text_and_a_second_run_finds_them_
         assert tokenizer.decode(tokenizer("  if é:\n").input_ids) == "  if é:\n"
     monkeypatch.setattr("proxytune.experts.pretrain.train", lambda *_, **__: pytest.fail("trained again"))
     assert pretrain.run(settings, BRIEF) == figures
+
+
+def test_a_checkpoint_that_a_kill_left_broken_is_passed_over(tmp_path, few_documents):
+    documents = list(corpus.standard_library())
+    own = corpus.train_tokenizer(documents, 300)
+    figures = train("small", documents, own, BRIEF, tmp_path, report=lambda figures: None)
+    weights = (tmp_path / "small" / "model.safetensors").read_bytes()
+    (last,) = (tmp_path / "small-checkpoints").iterdir()
+    assert last.name == f"checkpoint-{BRIEF.steps}"
+    written = (last / "model.safetensors").stat().st_mtime_ns
+    broken = shutil.copytree(last, last.with_name("checkpoint-9"))
+    (broken / "model.safetensors").write_bytes(b"")
+    shutil.rmtree(tmp_path / "small")
+    assert train("small", documents, own, BRIEF, tmp_path, report=lambda figures: None) == figures
+    assert (tmp_path / "small" / "model.safetensors").read_bytes() == weights
+    assert (last / "model.safetensors").stat().st_mtime_ns == written, "it went on from there"
 
 
 def test_extra_text_that_is_not_there_is_told_before_anything_is_trained(tmp_path):
