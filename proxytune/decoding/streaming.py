@@ -21,7 +21,8 @@ def token_text(tokenizer: Any, before: Sequence[int], token: int) -> str:
 class Pieces:
     """Hands out a reply's text as it becomes final.
 
-    Held back are half a character, and what may turn out to be the beginning of a stop string.
+    Held back are half a character, what may turn out to be the beginning of a stop string, and what follows one that
+    was said before it may end the reply: the reply may still be cut there.
     """
 
     def __init__(self, limits: Limits, tokenizer):
@@ -33,7 +34,8 @@ class Pieces:
             text, end = reply.text, len(reply.text)
         else:
             text = reply.text_so_far(self.limits, self.tokenizer)
-            end = 0 if text.endswith(CUT) else len(text) - self._unsure(text)
+            stops = [at for stop in self.limits.stop if (at := text.find(stop)) >= 0]
+            end = 0 if text.endswith(CUT) else min([len(text) - self._unsure(text), *stops])
         piece = text[self.given : end]
         self.given = max(self.given, end)
         return piece
