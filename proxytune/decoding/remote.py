@@ -159,9 +159,9 @@ class RemoteEngine(Queue):
     async def step(self) -> list[tuple[int, CertifiedReply]]:
         """One round: every row says at least one token. Returns (handle, reply so far) of the rows that did.
 
-        A fault is raised by the next step, after what this one finished.
+        A fault is raised by the next step, after what this one finished; not once all in its round were cancelled.
         """
-        if self.fault:
+        if self.fault and self.rows.each:
             raise self.fault
         with torch.inference_mode():
             self.admit()

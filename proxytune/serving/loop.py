@@ -6,6 +6,7 @@ before the next round. An engine that fails ends its own requests with what went
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from proxytune.decoding.engine import Engine
 from proxytune.decoding.remote import CertifiedReply, Waiting
 from proxytune.decoding.request import Reply, Request, TokenLogprobs
 from proxytune.decoding.streaming import Pieces
+from proxytune.errors import ProxytuneError
 
 
 class Busy(Exception):
@@ -178,7 +180,10 @@ class Loop:
                     job.deliver(update)
         except Exception as error:
             self.failures += 1
-            traceback.print_exception(error)
+            if isinstance(error, ProxytuneError):
+                print(f"proxytune: {error}", file=sys.stderr, flush=True)
+            else:
+                traceback.print_exception(error)
             for job in list(jobs.values()):
                 self._end(job, error)
             self.engines[name] = self.makers[name]()

@@ -14,7 +14,7 @@ import torch
 from proxytune.decoding import remote
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
-from proxytune.decoding.remote import CertifiedReply, RemoteEngine
+from proxytune.decoding.remote import CertifiedReply, RemoteEngine, Waiting
 from proxytune.decoding.request import Limits, Request
 from proxytune.errors import ModelError, SettingsError
 from proxytune.models.dialects import dialect
@@ -241,6 +241,23 @@ def test_a_reply_finished_in_the_round_of_another_s_fault_is_kept():
             for i, _ in remote.run([long, short]):
                 found.append(i)
     assert found == [1]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_fault_of_a_request_that_was_cancelled_is_not_told_to_the_next(waits):
+    first, after = asked(2, (GREEDY,))
+    with serving("vllm") as server:
+        remote = Waiting(engine(server, mixture()), asyncio.Runner())
+        one, found = remote.submit(first), {}
+        server.faults = [faults.status(400)]
+        assert remote.step() == []
+        calls = [lambda: remote.submit(after), lambda: remote.cancel(one)]
+        for call in calls if waits else reversed(calls):
+            call()
+        while remote.busy:
+            found |= dict(remote.step())
+        remote.close()
+    assert [found[one + 1].token_ids] == local(mixture(), [after])
 
 
 def test_faults_on_the_way_change_no_token():

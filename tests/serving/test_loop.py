@@ -12,7 +12,7 @@ import pytest
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
-from proxytune.errors import SettingsError
+from proxytune.errors import ModelError, SettingsError
 from proxytune.serving.loop import Busy, Closed, Job, Loop, Update
 from proxytune.steering.choice import Sampling
 from tests.decoding.tiny_models import ByteTokenizer, lora_mixture
@@ -136,6 +136,16 @@ def test_a_round_that_fails_ends_its_engine_s_requests_and_a_new_engine_goes_on(
     again = Heard(asked())
     loop.submit([again.job])
     assert again.text == alone(asked()) and loop.failures >= 1 and loop.alive
+
+
+def test_an_error_of_one_line_is_logged_as_one_line(loop, capfd):
+    told = ModelError("http://x: no connection, 3 times in a row", "see whether the server runs")
+    broken = loop.engines["steered"]
+    broken.step = lambda: (_ for _ in ()).throw(told)
+    failed = Heard(asked())
+    loop.submit([failed.job])
+    assert failed.all()[-1].error is told
+    assert capfd.readouterr().err == f"proxytune: {told}\n"  # logged before it is told
 
 
 def test_closing_ends_what_is_left_and_takes_no_more(engines):
