@@ -100,7 +100,7 @@ class Generation(Body):
     seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=MOST_COUNT)] = 0
+    min_tokens: Annotated[int, Field(ge=0, le=MOST_COUNT)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

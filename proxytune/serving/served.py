@@ -151,7 +151,8 @@ class Served:
         tokens = body.max_tokens or self.tokens
         if tokens > self.max_tokens:
             raise Refused(400, f"{tokens} tokens are more than the {self.max_tokens} of this server", "max_tokens")
-        limits = Limits(tokens, self.trio.end_ids, body.stops, body.min_tokens)
+        least = self.decode.min_new_tokens if body.min_tokens is None else body.min_tokens
+        limits = Limits(tokens, self.trio.end_ids, body.stops, least)
         prompts = [self._encode(body.model, prompt) for prompt in body.prompts]
         return [
             Request(

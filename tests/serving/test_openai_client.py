@@ -15,7 +15,9 @@ from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
 from proxytune.models import trio as trio_module
-from proxytune.settings import Decode
+from proxytune.serving.protocol import Completion
+from proxytune.serving.served import Guide, Served
+from proxytune.settings import Decode, Steer
 from proxytune.stages.shared import trio as trios
 from proxytune.steering.choice import Sampling
 from tests.serving.conftest import STEERED, metric, running, until
@@ -113,6 +115,14 @@ def test_a_stop_text_is_neither_sent_nor_streamed(client, trio):
     whole = client.completions.create(**how).choices[0]
     streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**how, stream=True))
     assert whole.text == streamed == text[: text.index(stop)] and whole.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(("asked", "least"), [({}, 5), ({"min_tokens": 0}, 0), ({"min_tokens": 7}, 7)])
+def test_min_tokens_are_the_server_s_where_a_body_does_not_say(trio, asked, least):
+    guides = (Guide("qa@best", "qa@v1", 0.5), Guide("style@v1", "style@v1", 0.0))
+    served = Served(trio, guides, Decode(min_new_tokens=5), tokens=12, max_tokens=100)
+    (request,) = served.requests(Completion(model="base", prompt=ASKED, **asked))
+    assert request.limits.min_new_tokens == least
 
 
 def test_choices_have_the_seeds_after_the_first(client, trio):
