@@ -6,7 +6,7 @@ names it by hash, and a trio whose anti is another one is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,12 @@ class Trio:
             raise SettingsError("the base is behind an API, and this needs it here", "leave base= out")
         return self.local
 
-    def encode(self, prompt: Turns) -> dict[str, list[int]]:
-        """The ids each role reads: an expert in the format it was tuned with, base and anti plain."""
+    def encode(self, prompt: Turns, roles: Iterable[str] | None = None) -> dict[str, list[int]]:
+        """The ids that each role reads, all roles unless some are named: an expert in the format it was tuned with,
+        base and anti plain."""
         return {
-            role: prompts.encode(prompt, tokenizer, self.formats[role]) for role, tokenizer in self.tokenizers.items()
+            role: prompts.encode(prompt, self.tokenizers[role], self.formats[role])
+            for role in (self.tokenizers if roles is None else roles)
         }
 
     def encode_completion(self, prompt: Turns, completion: Turns) -> list[int]:

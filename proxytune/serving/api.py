@@ -117,7 +117,7 @@ def routes(api: FastAPI, server: Server) -> None:
     @api.post("/tokenize", **told("Tokens", 400, 404, 413, 415, takes=Tokenize))
     async def tokenize(http: Request):
         body = await server.body(http, Tokenize)
-        ids = (await asyncio.to_thread(server.served.trio.encode, body.text))["base"]
+        ids = (await asyncio.to_thread(server.served.trio.encode, body.text, ["base"]))["base"]
         longest = server.served.mixture(body.model or "base").longest
         return {"count": len(ids), "max_model_len": longest, "tokens": ids}
 

@@ -178,7 +178,7 @@ class Served:
         if isinstance(prompt, list) and isinstance(prompt[0], int):
             ids = self._given_ids(model, prompt)
         else:
-            ids = self.trio.encode(prompt)
+            ids = self.trio.encode(prompt, self.roles(self.resolve(model)[0]))
         mixture = self.mixture(model)
         used, longest = max(len(ids[term.role]) for term in mixture.terms), mixture.longest
         if longest is not None and used >= longest:

@@ -326,22 +326,26 @@ STERN = """{% for m in messages %}{% if m.role != ['user', 'assistant'][loop.ind
 {{ raise_exception('turns must take turns') }}{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"""
 
 
-def test_turns_that_the_expert_s_template_refuses_are_refused_in_one_line(house):
+def test_turns_that_the_expert_s_template_refuses_are_refused_in_one_line_where_that_expert_reads_them(house):
     house.publish("stern", 3, STERN, prompt_format="chat")
     system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}
-    with running(house.settings(expert="stern@v1", steering=[])) as server:
+    steering = [Steer(expert="stern@v1"), Steer(expert="qa@best", alpha=0.0)]
+    with running(house.settings(expert="stern@v1", steering=steering)) as server:
         client = server.client()
 
-        def ask(*messages):
-            return client.chat.completions.create(model="base+stern@v1", messages=messages, max_tokens=2)
+        def ask(*messages, model="base+stern@v1"):
+            return client.chat.completions.create(model=model, messages=messages, max_tokens=2)
 
         assert ask(system, user).usage.completion_tokens == ask(user).usage.completion_tokens == 2
         for messages in ((system,), (user, user)):
-            with pytest.raises(openai.BadRequestError, match="turns must take turns") as refused:
-                ask(*messages)
-            assert "\n" not in refused.value.body["message"]
-            asked = httpx2.post(f"{server.url}/tokenize", json={"messages": messages})
-            assert asked.status_code == 400
+            for model in ("base+stern@v1", "expert"):
+                with pytest.raises(openai.BadRequestError, match="turns must take turns") as refused:
+                    ask(*messages, model=model)
+                assert "\n" not in refused.value.body["message"]
+            for model in ("base", "qa@best"):  # these read plain text
+                counted = ask(*messages, model=model).usage
+                asked = httpx2.post(f"{server.url}/tokenize", json={"model": model, "messages": messages})
+                assert asked.json()["count"] == counted.prompt_tokens
 
 
 def test_experts_go_by_their_own_names_alone_and_some_of_them_steer(client, trio):
