@@ -99,12 +99,18 @@ def encode_completion(prompt: Turns, completion: Turns, tokenizer, end_id: int |
 
 
 def end_of_turn(tokenizer) -> int | None:
-    """The special token that closes an assistant's turn in the chat format (it may differ from EOS), or None."""
+    """The special token that closes an assistant's turn in the chat format (it may differ from EOS), or None.
+
+    None too where the template refuses such a turn: a model that reads plain text needs none.
+    """
     if not tokenizer.chat_template:
         return None
     mark = "proxytune"
     turns: list[dict[str, Any]] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
-    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2]
+    try:
+        rest = templated(turns, tokenizer, tokenize=False).rpartition(mark)[2]
+    except DataError:
+        return None
     ids = tokenizer(rest, add_special_tokens=False).input_ids
     return next((i for i in ids if i in tokenizer.all_special_ids or i in tokenizer.added_tokens_decoder), None)
 

@@ -95,6 +95,16 @@ def test_the_end_of_a_turn_is_found_in_the_template_and_none_without_one():
     assert prompts.end_of_turn(tokenizer(chat=False)) is None
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{% for", "{% for i in range(10**9) %}x{% endfor %}"]
+)
+def test_a_template_that_takes_no_whole_turn_has_no_end_of_one(template):
+    own = tokenizer()
+    own.chat_template = template
+    assert prompts.end_of_turn(own) is None
+    assert prompts.end_ids([own], []) == {own.eos_token_id} and prompts.end_id(own, OWN, range(9)) == OWN.eos_token_id
+
+
 def test_replies_end_at_the_end_tokens_of_all_models():
     configs = [GenerationConfig(eos_token_id=[7, 9]), GenerationConfig(eos_token_id=11), GenerationConfig()]
     wanted = {OWN.eos_token_id, OWN.convert_tokens_to_ids("<|end|>"), 1, 7, 9, 11}
