@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxytune.errors import ProxytuneError
@@ -82,6 +83,10 @@ def app(served: Served, loop: Loop, *, key: str | None, max_body: int) -> FastAP
     async def refuse(http: Request, error: Refused) -> Response:
         return refused(error)
 
+    @api.exception_handler(ClientDisconnect)
+    async def gone(http: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
     @api.exception_handler(ProxytuneError)
     @api.exception_handler(Exception)
     async def failed(http: Request, error: Exception) -> Response:
@@ -114,7 +119,7 @@ def routes(api: FastAPI, server: Server) -> None:
     async def chat(http: Request):
         return await server.generate(http, Chat)
 
-    @api.post("/tokenize", **told("Tokens", 400, 404, 413, 415, takes=Tokenize))
+    @api.post("/tokenize", **told("Tokens", 400, 404, 413, 415, 499, takes=Tokenize))
     async def tokenize(http: Request):
         body = await server.body(http, Tokenize)
         ids = (await asyncio.to_thread(server.served.trio.encode, body.text, ["base"]))["base"]

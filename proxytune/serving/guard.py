@@ -42,16 +42,24 @@ def check(headers: Mapping[str, str], key: str | None) -> None:
     is refused.
     """
     if key is None:
-        if not is_loopback(urlsplit("//" + headers.get("host", "")).hostname or ""):
+        if not is_loopback(_name(headers.get("host", ""))):
             raise Refused(403, "ask by the name 127.0.0.1 or localhost, or set a key", code="host_not_allowed")
     elif not hmac.compare_digest(_given(headers.get("authorization", "")), key.encode()):
         raise Refused(401, "the key is missing or not the one of this server", code="invalid_api_key")
 
 
+def _name(host: str) -> str:
+    """The name in a Host header, without a port; of a header that is none, nothing."""
+    try:
+        return urlsplit("//" + host).hostname or ""
+    except ValueError:  # a bracket that is left open
+        return ""
+
+
 def _given(authorization: str) -> bytes:
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip().encode()
+        return value.encode("latin-1").strip()  # a header's bytes, as they came
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).partition(b":")[2]

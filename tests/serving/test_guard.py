@@ -18,10 +18,12 @@ import time
 import httpx2
 import openai
 import pytest
+from starlette.datastructures import Headers
 
 from proxytune.errors import SettingsError
 from proxytune.serving import guard
 from proxytune.serving.api import FILES
+from proxytune.serving.protocol import Refused
 from proxytune.stages import serve
 from proxytune.stages.shared import trio as trios
 from tests.serving.conftest import STEERED, House, running
@@ -62,11 +64,20 @@ def test_the_client_s_key_and_a_browser_s_password_are_the_key(keyed):
         assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic")
 
 
+def test_a_key_may_have_any_characters():
+    for key in ("sch\u00fcssel", "voil\u00e0", "\u9375"):  # the middle one ends in what is a space in Latin-1
+        password = base64.b64encode(f"anyone:{key}".encode()).decode()
+        for value in (f"Bearer {key}", f"Basic {password}"):
+            guard.check(Headers(raw=[(b"authorization", value.encode())]), key)
+        with pytest.raises(Refused):
+            guard.check(Headers(raw=[(b"authorization", f"Bearer {key}x".encode())]), key)
+
+
 def test_without_a_key_only_this_machine_s_own_names_are_answered(server):
     port = server.url.rpartition(":")[2]
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", "127.0.0.1"):
         assert httpx2.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == 200
-    for host in ("rebound.example", f"127.0.0.1.example:{port}", "192.168.0.1", ""):
+    for host in ("rebound.example", f"127.0.0.1.example:{port}", "192.168.0.1", "", "[", "[x]", "]:80"):
         assert httpx2.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == 403
 
 

@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
 from proxytune.settings import Decode
@@ -53,6 +54,15 @@ def test_a_client_that_leaves_frees_its_place_within_a_second(narrow):
         until(lambda: free(narrow), 1)
     assert metric(narrow.url, "proxytune_cancelled_total") == before + 3
     assert metric(narrow.url, 'proxytune_engine_tokens_total{model="base"}') < 3 * 1900
+
+
+def test_a_client_that_leaves_while_it_sends_its_body_is_no_failure(narrow, caplog):
+    with socket.create_connection(("127.0.0.1", urlsplit(narrow.url).port)) as link:
+        head = "POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99"
+        link.sendall(f"{head}\r\n\r\n{{".encode())
+    until(lambda: 'route="/tokenize"' in httpx2.get(f"{narrow.url}/metrics").text)
+    assert metric(narrow.url, 'proxytune_requests_total{route="/tokenize",status="499"}') == 1
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_client_that_leaves_while_it_waits_frees_its_place_in_the_queue(narrow):
