@@ -1,6 +1,6 @@
 """Steering inside `model.generate(...)`, for those who stay with transformers' own loop.
 
-    processor = ProxyTuningLogitsProcessor(pairs, alpha=0.6)
+    processor = ProxyTuningLogitsProcessor(mixture, alphas=0.6)
     base.generate(**inputs, logits_processor=[processor])
 
 The engine decodes faster and drafts; this is the method where the base's loop is somebody else's: beam search,
@@ -28,8 +28,8 @@ class ProxyTuningLogitsProcessor:
     on the left; leading ids equal to it are no part of a row.
 
     The small models keep their own keys and values. Whatever `generate` does with its rows (beams that change places,
-    candidates taken back), a row goes on from what was read of its longest known beginning. Returned are
-    log-probabilities, so that beams are compared by the steered distribution.
+    candidates taken back), a row goes on from what was read of its longest known beginning, among the rows of its own
+    prompt. Returned are log-probabilities, so that beams are compared by the steered distribution.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class ProxyTuningLogitsProcessor:
         return ids[first:]
 
     def _begins(self, rows: list[list[int]]) -> bool:
-        """Whether this is another call of `generate`: no row goes on from what was read."""
-        return not any(_common(row, known) >= len(self.first[i]) for i, row in enumerate(rows) for known in self.known)
+        """Whether this is another call of `generate`: a row does not go on from its prompt."""
+        return any(row[: len(first)] != first for row, first in zip(rows, self.first, strict=True))
 
     def _open(self, rows: list[list[int]]) -> None:
         self.first, self.known, self.half = rows, [[] for _ in rows], 0
@@ -89,11 +89,16 @@ class ProxyTuningLogitsProcessor:
             raise ModelError(f"{len(given)} prompts are given for {len(self.first)} rows", "give one for each prompt")
         return list(given[row // (len(self.first) // len(given))])
 
+    def _alike(self, i: int, j: int) -> bool:
+        """Whether two rows have one prompt, for every role: only then is what was read of one known of the other."""
+        terms = (term for group in self.groups for term in group)
+        return self.first[i] == self.first[j] and all(self._prompt(t, i) == self._prompt(t, j) for t in terms)
+
     def _arrange(self, rows: list[list[int]]) -> None:
         """Let every row stand where its longest known beginning was read, by way of the stream's other half."""
         sources = []
         for i, row in enumerate(rows):
-            order = [i, *(j for j in range(len(rows)) if j != i)]
+            order = [i, *(j for j in range(len(rows)) if j != i and self._alike(i, j))]
             sources.append(max(order, key=lambda j: _common(row, self.known[j])))
         if sources != list(range(len(rows))):
             count = len(rows)
@@ -101,7 +106,6 @@ class ProxyTuningLogitsProcessor:
                 for i, j in enumerate(sources):
                     stream.copy(self.half * count + j, (1 - self.half) * count + i)
             self.half = 1 - self.half
-            self.first = [self.first[j] for j in sources]
         self.read = [min(_common(row, self.known[j]), len(row) - 1) for row, j in zip(rows, sources, strict=True)]
 
     def _read(self, group: Sequence[Term], stream: Stream, rows: list[list[int]]) -> Tensor:

@@ -11,7 +11,7 @@ from proxytune.decoding.processor import ProxyTuningLogitsProcessor
 from proxytune.decoding.request import Limits, Request
 from proxytune.errors import ModelError
 from tests.decoding.test_engine import plain
-from tests.decoding.tiny_models import ByteTokenizer, lora_mixture, mixture
+from tests.decoding.tiny_models import SIZE, ByteTokenizer, lora_mixture, mixture
 
 PAD = 59
 WAYS = {
@@ -64,6 +64,48 @@ def test_generate_says_what_steering_read_anew_at_each_step_says(mix, way):
         mix, rows[::-1], processor, bad_words_ids=[[PAD]], **WAYS[way]
     )  # another call, the same processor
     assert again == generated(mix, rows[::-1], anew(mix, 0.8), bad_words_ids=[[PAD]], **WAYS[way])
+
+
+class Scripted:
+    """`generate`'s part: rows that grow as they are told, against the same steps read anew."""
+
+    def __init__(self, mix, **how):
+        self.mix, self.processor = mix, ProxyTuningLogitsProcessor(mix, 0.8, pad_token_id=PAD, **how)
+
+    @torch.inference_mode()
+    def step(self, *rows: list[int], experts=None) -> bool:
+        ids, scores = batch(list(rows))["input_ids"], torch.zeros(len(rows), SIZE, dtype=torch.float64)
+        expert, anti = self.mix.pairs[0]
+        read = zip(experts or rows, rows, strict=True)
+        truth = torch.stack([0.8 * (plain(expert, own) - plain(anti, row)) for own, row in read]).log_softmax(-1)
+        return torch.allclose(self.processor(ids, scores), truth, rtol=0, atol=1e-9)
+
+
+def test_a_prompt_that_begins_as_another_row_s_goes_on_as_its_own():
+    steps = Scripted(mixture())
+    assert steps.step([3, 4], [3, 4, 8, 2, 6])
+    assert steps.step([3, 4, 8], [3, 4, 8, 2, 6, 9])  # the first row says what the second's prompt says
+    assert steps.step([3, 4, 8, 2], [3, 4, 8, 2, 6, 9, 1])
+    assert steps.step([3, 4, 8, 2, 7], [3, 4, 8, 2, 6, 9, 1, 1])
+
+
+def test_a_call_that_shares_one_prompt_with_the_last_reads_the_others():
+    steps = Scripted(mixture())
+    assert steps.step([3, 4], [9, 1]) and steps.step([3, 4, 5], [9, 1, 5])
+    assert steps.step([3, 4], [7, 2, 6]) and steps.step([3, 4, 8], [7, 2, 6, 8])
+
+
+def test_beams_of_equal_prompts_keep_to_the_expert_s_own():
+    """Both groups' beams read the same text, and the second's goes on from its other beam."""
+    steps = Scripted(mixture(), prompts={"expert": [[5], [6, 7]]})
+
+    def step(*tails):
+        owns = [[5], [5], [6, 7], [6, 7]]
+        rows = [[3, 4, *tail] for tail in tails]
+        return steps.step(*rows, experts=[[*own, *tail] for own, tail in zip(owns, tails, strict=True)])
+
+    assert step([], [], [], []) and step([1], [2], [8], [1])
+    assert step([1, 9], [2, 9], [1, 9], [8, 9])
 
 
 def test_prompts_of_their_own_give_what_the_engine_gives():
