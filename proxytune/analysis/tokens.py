@@ -74,7 +74,7 @@ def _logprobs(mixture: Mixture, scores: Mapping[Term, Tensor], alphas, variant: 
     share_T1 = 1.0 if rules.off else rules.share(base_1TV, positions_1T)[0]
     steered_TV = mixture.combine(scores, [alpha * share_T1 for alpha in alphas])
     if not rules.off:
-        steered_TV = rules.filter(base_1TV, steered_TV[None])[0]
+        steered_TV = rules.filter(mixture.vocabulary.mask(base_1TV), steered_TV[None])[0]
     alone = {term.role: mixture.vocabulary.mask(scores[term]) for term in mixture.terms}
     return {role: scores_TV.float().log_softmax(-1) for role, scores_TV in {**alone, STEERED: steered_TV}.items()}
 

@@ -94,7 +94,8 @@ class Round:
             alphas = [alpha_R11 * share_RQ1 for alpha_R11 in alphas]
         combined_RQV = self.mixture.combine(scores, alphas)
         if not variants.off:
-            combined_RQV = variants.filter(base_RQV, combined_RQV)
+            allowed_RQV = self.rows.forbid(self.mixture.vocabulary.mask(base_RQV), first)
+            combined_RQV = variants.filter(allowed_RQV, combined_RQV)
         return combined_RQV
 
     def target(self, first: int, stop: int) -> tuple[Tensor, Tensor]:

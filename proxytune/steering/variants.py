@@ -60,7 +60,10 @@ class Variants:
         return share_RQ[..., None]
 
     def filter(self, base_RQV: Tensor, steered_RQV: Tensor) -> Tensor:
-        """Steered scores, -inf for what is outside the base's nucleus."""
+        """Steered scores, -inf for what is outside the base's nucleus.
+
+        What may not be said is -inf in the base's scores already: a nucleus of nothing else would leave no token.
+        """
         flat = base_RQV.flatten(0, 1).double()
         edge = nucleus_edge(flat, self.top_p_R1.double().repeat_interleave(base_RQV.shape[1], 0))
         return steered_RQV.masked_fill((flat < edge).view_as(steered_RQV), -torch.inf)

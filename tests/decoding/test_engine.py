@@ -60,12 +60,12 @@ def reference(mix: Mixture, request: Request) -> list[int]:
             alpha * (score[expert] - score[anti])
             for alpha, (expert, anti) in zip(request.alphas, mix.pairs, strict=True)
         )
+        early = limits.end_ids if len(said) < limits.min_new_tokens else ()
+        forbidden = [*mix.vocabulary.foreign, *limits.banned, *early]
+        steered[forbidden] = base[forbidden] = -torch.inf
         likeliest = base.argsort(descending=True)
         before = base.softmax(-1)[likeliest].cumsum(-1) - base.softmax(-1)[likeliest]
         steered[likeliest[(before >= request.variant.base_top_p) & (request.variant.base_top_p < 1)]] = -torch.inf
-        steered[[*mix.vocabulary.foreign, *limits.banned]] = -torch.inf
-        if len(said) < limits.min_new_tokens:
-            steered[list(limits.end_ids)] = -torch.inf
         for i in {*request.prompts[mix.base.role], *said}:
             steered[i] *= sampling.repetition_penalty ** (-1 if steered[i] > 0 else 1)
         if sampling.temperature:
@@ -214,6 +214,17 @@ def test_foreign_ids_are_never_said():
     found = replies(requests, mixture(foreign), drafter="expert", draft_tokens=3)
     said = {token for reply in found.values() for token in reply.token_ids}
     assert said and not said & set(foreign)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("why", ["foreign", "banned", "an early end"])
+def test_a_base_s_nucleus_of_what_may_not_be_said_is_what_it_likes_best_of_the_rest(why):
+    prompts = {"base": [3, 4], "expert": [9], "anti": [3]}
+    best, second = plain(mixture().base, prompts["base"]).topk(2).indices.tolist()
+    mix = mixture((best,) if why == "foreign" else ())
+    limits = {"banned": {"banned": frozenset([best])}, "an early end": {"end_ids": {best}, "min_new_tokens": 1}}
+    request = Request(prompts, Limits(1, **limits.get(why, {})), (0.5,), variant=Variant(1e-6))
+    assert replies([request], mix)[0].token_ids == reference(mix, request) == [second]
 
 
 def test_nan_scores_stop_with_the_place_named():
