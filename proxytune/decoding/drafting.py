@@ -73,8 +73,8 @@ class Lookup:
     terms: Sequence[Term] = ()
 
     def propose(self, round: Round, count: int) -> None:
-        drafts = [self._after(ids, count) for ids in round.rows.texts()]
-        round.draft(torch.tensor(drafts, dtype=torch.int64, device=round.rows.device))
+        drafts = torch.tensor([self._after(ids, count) for ids in round.rows.texts()], device=round.rows.device)
+        round.draft(drafts.clamp(max=round.mixture.vocabulary.size - 1))  # the base's prompt may hold ids of its own
 
     def _after(self, ids: list[int], count: int) -> list[int]:
         for size in range(min(self.longest, len(ids) - 1), 0, -1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -214,6 +216,19 @@ def test_foreign_ids_are_never_said():
     found = replies(requests, mixture(foreign), drafter="expert", draft_tokens=3)
     said = {token for reply in found.values() for token in reply.token_ids}
     assert said and not said & set(foreign)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_ids_that_the_base_alone_has_are_never_drafted_from_its_prompt(penalty):
+    nets = {role: copy.deepcopy(model(seed)) for seed, role in enumerate(("base", "expert", "anti"), 1)}
+    for role in ("expert", "anti"):
+        nets[role].resize_token_embeddings(SIZE - 10)
+    base, *pair = (Term(LocalSource(net, SIZE - 10), role) for role, net in nets.items())
+    mix = Mixture(base, Vocabulary(SIZE - 10, ()), (tuple(pair),))
+    prompts = {"base": [3, SIZE - 1, SIZE - 1], "expert": [3], "anti": [3]}
+    request = Request(prompts, Limits(6), (0.5,), Sampling(repetition_penalty=penalty))
+    found = replies([request], mix, drafter="ngram", draft_tokens=3)
+    assert found[0].token_ids == replies([request], mix)[0].token_ids
 
 
 @torch.inference_mode()
