@@ -68,9 +68,19 @@ def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
         if adapter is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            tuned = PeftModel.from_pretrained(model, str(adapter))
+            _untie(model)
+            model = tuned.merge_and_unload()
         # Weights that were quantised or spread while loading stay where they were put.
         return (model if ref.quantization or device == "auto" else model.to(device)).eval()
+
+
+def _untie(model) -> None:
+    """Where an adapter changes embeddings or a head that share weights, give the head its own: merging changes one."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if any(hasattr(end, "base_layer") for end in ends) and ends[0].weight is ends[1].weight:
+        head = getattr(ends[1], "base_layer", ends[1])
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
 def _file(ref: ModelRef) -> dict[str, Any]:

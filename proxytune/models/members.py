@@ -27,10 +27,15 @@ class Active:
 class MemberLinear(nn.Module):
     """A linear layer with one low-rank term for each adapter: y = W x, and y += B_m A_m x on the rows of member m."""
 
-    def __init__(self, linear: nn.Module, active: Active):
+    def __init__(self, linear: nn.Linear, active: Active):
         super().__init__()
         self.linear, self.active = linear, active
         self.low: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        """The bare model's: a head is asked for its rows."""
+        return self.linear.weight
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
@@ -77,8 +82,11 @@ def attach(model, adapters: Sequence[Path]) -> Active:
 def separable(folder: Path) -> bool:
     """Whether an adapter only adds low-rank terms to linear layers (no DoRA, biases, embeddings or whole modules)."""
     from peft import PeftConfig
+    from safetensors import safe_open
 
     config = PeftConfig.from_pretrained(str(folder))
+    with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+        names = list(weights.keys())
     return str(config.peft_type).endswith("LORA") and not (
         getattr(config, "use_dora", False)
         or getattr(config, "modules_to_save", None)
@@ -86,6 +94,7 @@ def separable(folder: Path) -> bool:
         or getattr(config, "lora_bias", False)
         or getattr(config, "bias", "none") != "none"
         or getattr(config, "fan_in_fan_out", False)
+        or any("lora_embedding_" in name for name in names)
     )
 
 

@@ -11,9 +11,12 @@ from peft import PeftModel
 from torch import nn
 
 from proxytune.errors import ModelError
+from proxytune.models.loading import load_model
 from proxytune.models.local import LocalSource
 from proxytune.models.members import attach, separable
-from tests.decoding.tiny_models import adapter, model
+from proxytune.settings import ModelRef
+from tests.decoding.tiny_models import SIZE, adapter, model
+from tests.models.tiny_family import save_llama
 
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 1]])
 
@@ -42,8 +45,9 @@ def by_peft(folder, dtype=torch.float64) -> torch.Tensor:
         {"use_rslora": True, "r": 4},
         {"target_modules": ["q_proj", "down_proj"]},
         {"rank_pattern": {"q_proj": 1, "up_proj": 5}, "alpha_pattern": {"q_proj": 7}},
+        {"target_modules": ["q_proj", "lm_head"]},
     ],
-    ids=["plain", "rank-stabilised", "some layers", "patterns"],
+    ids=["plain", "rank-stabilised", "some layers", "patterns", "the head too"],
 )
 @pytest.mark.parametrize("members", [(0, 1, 2), (1, 0), (2,), (0,)])
 def test_each_member_scores_as_peft_has_it(tmp_path, config, members):
@@ -51,7 +55,9 @@ def test_each_member_scores_as_peft_has_it(tmp_path, config, members):
     with torch.inference_mode():
         truth = {0: model(3)(IDS).logits, 1: by_peft(folders[0]), 2: by_peft(folders[1])}
     assert not torch.allclose(truth[0], truth[1], atol=0.05)
-    for member, scores in zip(members, scored(sources(folders), members), strict=True):
+    source = sources(folders)
+    assert source.rows == SIZE
+    for member, scores in zip(members, scored(source, members), strict=True):
         assert torch.allclose(scores, truth[member], rtol=0, atol=1e-10)
 
 
@@ -85,11 +91,26 @@ def reachable(net: nn.Module):
 
 @pytest.mark.parametrize(
     "config",
-    [{"use_dora": True}, {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, {"bias": "all"}],
-    ids=["DoRA", "whole modules", "biases"],
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
+        {"bias": "all"},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=["DoRA", "whole modules", "biases", "embeddings"],
 )
 def test_an_adapter_that_is_more_than_a_low_rank_term_shares_nothing(tmp_path, config):
     folder = adapter(model(3), 1, tmp_path / "a", **config)
     assert not separable(folder)
     with pytest.raises(ModelError, match="no plain LoRA adapter"):
         attach(copy.deepcopy(model(3)), [folder])
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_merged_into_tied_weights_an_adapter_changes_the_layer_that_it_is_for_alone(tmp_path, target):
+    small = str(save_llama(tmp_path / "small", seed=1))
+    folder = adapter(load_model(ModelRef(model=small)), 1, tmp_path / "a", target_modules=["q_proj", target])
+    with torch.inference_mode():
+        truth = PeftModel.from_pretrained(load_model(ModelRef(model=small)), str(folder)).eval()(IDS).logits
+        found = load_model(ModelRef(model=small), "float32", adapter=folder)(IDS).logits
+    assert torch.allclose(found, truth, rtol=0, atol=1e-4)
