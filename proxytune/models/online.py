@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import http.client
 import sys
 import threading
 import urllib.error
@@ -37,6 +38,6 @@ def _ask(address: str, seconds: float, reached: threading.Event) -> None:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
     except urllib.error.HTTPError:
         pass  # an answer all the same
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):  # no address, or an answer in another protocol
         return
     reached.set()

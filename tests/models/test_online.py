@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 from huggingface_hub import constants
@@ -38,6 +39,14 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(at, capfd
 def test_a_server_that_says_nothing_does_not_answer():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert not online.answers(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.2)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_no_address_and_an_answer_in_another_protocol_are_no_answer():
+    assert not online.answers("hub.example")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=lambda: other.accept()[0].sendall(b"220 another protocol\r\n"), daemon=True).start()
+        assert not online.answers(f"http://127.0.0.1:{other.getsockname()[1]}")
 
 
 def test_models_that_are_here_ask_nobody(at, monkeypatch):
