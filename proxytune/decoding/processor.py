@@ -49,6 +49,7 @@ class ProxyTuningLogitsProcessor:
         self.groups = [group for group in self.groups if group]
         self.streams: list[Stream] = []
         self.known: list[list[int]] = []
+        self.alike: list[list[int]] = []
         self.half = 0
 
     @torch.inference_mode()
@@ -77,6 +78,10 @@ class ProxyTuningLogitsProcessor:
 
     def _open(self, rows: list[list[int]]) -> None:
         self.first, self.known, self.half = rows, [[] for _ in rows], 0
+        # Only of rows that have one prompt, for every role, is what was read of one known of the other.
+        terms = [term for group in self.groups for term in group]
+        whole = [(row, *(self._prompt(term, i) for term in terms)) for i, row in enumerate(rows)]
+        self.alike = [[i, *(j for j in range(len(rows)) if j != i and whole[j] == whole[i])] for i in range(len(rows))]
         self.streams = [
             group[0].source.open(2 * len(rows), 256, tuple(term.member for term in group)) for group in self.groups
         ]
@@ -89,17 +94,11 @@ class ProxyTuningLogitsProcessor:
             raise ModelError(f"{len(given)} prompts are given for {len(self.first)} rows", "give one for each prompt")
         return list(given[row // (len(self.first) // len(given))])
 
-    def _alike(self, i: int, j: int) -> bool:
-        """Whether two rows have one prompt, for every role: only then is what was read of one known of the other."""
-        terms = (term for group in self.groups for term in group)
-        return self.first[i] == self.first[j] and all(self._prompt(t, i) == self._prompt(t, j) for t in terms)
-
     def _arrange(self, rows: list[list[int]]) -> None:
         """Let every row stand where its longest known beginning was read, by way of the stream's other half."""
-        sources = []
-        for i, row in enumerate(rows):
-            order = [i, *(j for j in range(len(rows)) if j != i and self._alike(i, j))]
-            sources.append(max(order, key=lambda j: _common(row, self.known[j])))
+        sources = [
+            max(alike, key=lambda j: _common(row, self.known[j])) for row, alike in zip(rows, self.alike, strict=True)
+        ]
         if sources != list(range(len(rows))):
             count = len(rows)
             for stream in self.streams:
