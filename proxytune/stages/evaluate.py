@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from proxytune.errors import DataError
 from proxytune.evaluation import summary as summaries
 from proxytune.evaluation.points import Measure, Placed, Point, compute, keep, kept
 from proxytune.evaluation.summary import SCORES, Scores
@@ -68,9 +69,16 @@ def tags_of(settings: Evaluate) -> list[str]:
 
 
 def measure(settings: Evaluate, expert: Expert, alphas: Sequence[float]) -> Records:
-    """Score every system, the steered one at each alpha; what was scored before is read, not computed again."""
+    """Score every system, the steered one at each alpha; what was scored before is read, not computed again.
+
+    DataError where no row fits into all of the models: there is nothing to tell then.
+    """
     measured = _measure(settings, expert)
-    return points(settings, expert, measured, alphas, partial(_compute, settings, measured))
+    records = points(settings, expert, measured, alphas, partial(_compute, settings, measured))
+    if all(any(row.get("too_long") for row in of_systems) for of_systems in zip(*records.values(), strict=True)):
+        what = f"all of the {len(measured.rows)} {settings.split} rows are longer than a model's context"
+        raise DataError(what, "give shorter ones")
+    return records
 
 
 def summarise(settings: Evaluate, expert: Expert, records: Records, *, chosen: float, folder: Path) -> Found:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxytune.errors import SettingsError
+from proxytune.errors import DataError, SettingsError
 from proxytune.experts.registry import Registry
 from proxytune.settings import DecodeStage, Demo, Evaluate, Sweep
 from proxytune.stages import decode, demo, evaluate, sweep
@@ -88,6 +88,13 @@ def test_a_row_longer_than_a_context_is_left_out_of_every_curve(place, tmp_path)
         values = [point["value"] for point in whole[name]["points"]]
         assert [point["value"] for point in curve["points"]] == pytest.approx(values, rel=1e-4)
     assert [one["measure"] for one in run(place, data=longer, divergence_rows=1).summary["curves"]] == ["loss"]
+
+
+@pytest.mark.parametrize("measure", [run, lambda place, **how: evaluate.run(place.settings(Evaluate, **how))])
+def test_rows_that_are_all_longer_than_a_context_are_refused(place, tmp_path, measure):
+    data = place.data.model_copy(update={"validation": with_long_row(place.data.validation, tmp_path)})
+    with pytest.raises(DataError, match=r"all of the 1 validation rows are longer"):
+        measure(place, data=data.model_copy(update={"limit_validation": 1}), split="validation", generate=False)
 
 
 def test_test_rows_choose_nothing(place, capsys):
