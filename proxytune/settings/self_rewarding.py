@@ -79,19 +79,19 @@ class SelfRewarding(Section):
         return self
 
 
-class Seed(Method):
+class SeedTraining(Method):
     name: Literal["sft"] = "sft"
 
 
-class Round(Method):
+class RoundTraining(Method):
     name: Literal["dpo"] = "dpo"
 
 
 class Trainings(Section):
     """How the seed and each round are tuned, checked as a `method` of its own is."""
 
-    sft: Seed
-    dpo: Round
+    sft: SeedTraining
+    dpo: RoundTraining
 
 
 class Chosen(Section):

@@ -24,6 +24,7 @@ from proxytune.stages.shared.served import Writing, certificate
 from proxytune.stages.shared.start import start
 from proxytune.stages.shared.trio import Held
 from proxytune.tasks import catalog
+from proxytune.tasks.rows import check_whole
 from proxytune.tracking.progress import track
 
 Prompt = dict[str, Any]
@@ -221,11 +222,8 @@ def _read_row(path: Path, number: int, line: str) -> Prompt:
 
 
 def _whole(row: Prompt, where: str) -> Prompt:
-    """The row, if it can be written down: JSON and bytes that are not UTF-8 make half characters."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where} holds half a character (a lone surrogate)", "give UTF-8 text") from None
+    """The row, if it can be written down."""
+    check_whole(json.dumps(row, ensure_ascii=False), where, "give UTF-8 text")
     return row
 
 

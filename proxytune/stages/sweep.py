@@ -76,11 +76,14 @@ def collect(
 
 
 def sweep_folder(settings: Evaluate, expert: Expert) -> Path:
-    """Where a sweep's table and curve lie: named by everything but its alphas, so a widened sweep finds its place."""
+    """Where a sweep's table and curve lie: named by everything but its alphas, so a widened sweep finds its place.
+
+    Of several experts the settings are `pinned`.
+    """
     content = settings.model_dump(mode="json", include={"task", "data", "split", "decode", "generate", "family"})
     content |= {"expert": expert.reference, "base": settings.base_ref.model_dump()}
-    if beside := trios.held(settings):
-        content["held"] = [[other.reference, alpha] for other, alpha in beside]
+    if beside := settings.steering[1:]:
+        content["held"] = [[other.expert, other.alpha] for other in beside]
     if settings.base is not None:
         content["served"] = settings.base.model_dump(include={"name", "url", "model", "top", "mode"})
     return settings.outputs / "sweeps" / f"{settings.task.name}-{settings.family.name}-{hash_json(content)[:12]}"

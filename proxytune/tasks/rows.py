@@ -90,7 +90,12 @@ def check_text(value: Any, what: str) -> None:
         raise DataError(f"the {what} is not a string but {type(value).__name__}")
     if not value.strip():
         raise DataError(f"the {what} is empty")
+    check_whole(value, f"the {what}")
+
+
+def check_whole(text: str, what: str, hint: str = "") -> None:
+    """DataError where a text cannot be written down: JSON, and bytes that are not UTF-8, make half characters."""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise DataError(f"the {what} holds half a character (a lone surrogate)") from None
+        raise DataError(f"{what} holds half a character (a lone surrogate)", hint) from None

@@ -59,18 +59,29 @@ def files_of(expert: Expert) -> ExpertFiles:
 
 def held(settings: Steering) -> list[tuple[Expert, float]]:
     """The experts beside the first, their files checked against their hashes: found once a stage, and passed on."""
-    parts = [settings.model_copy(update={"expert": s.expert, "alpha": s.alpha}) for s in settings.steering[1:]]
+    parts = _beside(settings)
     experts = [find(part) for part in parts]
     return [(expert, alpha_of(part, expert)) for part, expert in zip(parts, experts, strict=True)]
 
 
 def pinned(settings: Several, expert: Expert) -> Several:
-    """The settings with the versions and alphas that several experts have now, for the record: `latest` moves on."""
+    """The settings with the versions and alphas that several experts have now, for the record: `latest` moves on.
+
+    No weights are read for it: `held` checks those.
+    """
     if not settings.steering:
         return settings
-    first = Steer(expert=expert.reference, alpha=settings.alpha)
-    others = [Steer(expert=other.reference, alpha=alpha) for other, alpha in held(settings)]
+    registry = Registry(settings.outputs / "registry")
+    first, others = Steer(expert=expert.reference, alpha=settings.alpha), []
+    for part in _beside(settings):
+        other = registry.resolve(part.expert)
+        others.append(Steer(expert=other.reference, alpha=alpha_of(part, other)))
     return settings.model_copy(update={"steering": [first, *others]})
+
+
+def _beside(settings: Steering) -> list[Steering]:
+    """Of each expert beside the first, the settings that it would have alone."""
+    return [settings.model_copy(update={"expert": s.expert, "alpha": s.alpha}) for s in settings.steering[1:]]
 
 
 def alphas(mixture: Mixture, alpha: float, beside: Held) -> tuple[float, ...]:
