@@ -18,6 +18,7 @@ from proxytune.models.replies import BadReply, Query, Told
 
 WOBBLE = 0.02  # nats that a score may change by when it is asked for again; more is no rounding
 ROUGH = 0.5  # nats that a score may change by, once, when its prompt is cached: kernels for weights of few bits do that
+SPARED = 6  # tokens of its context that SGLang 0.5 takes no prompt for
 SAMPLE = (
     "In 2024, 17 + 25 = 42.",
     "  two  spaces\n\ttab",
@@ -40,7 +41,7 @@ class Abilities:
     """What may be asked of a server, and how exact it is.
 
     top, chosen: most scores of each kind. prompt_scores: also inside prompts; chosen_inside: chosen ids there too, and
-    beside the best ones.
+    beside the best ones. longest: tokens of prompt and reply that it reads at most, None where it does not say.
     """
 
     top: int
@@ -48,6 +49,7 @@ class Abilities:
     prompt_scores: bool = False
     chosen_inside: bool = False
     tolerance: float = 1e-4
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class _Examiner:
 
     async def run(self) -> Probe:
         await self._model()
+        longest = await self._context()
         self.top = min(self.settings.top, self.vocabulary, self.dialect.most_top or self.vocabulary)
         self.first = await self._must("scores", Query(self.ids, self.top))
         self._note("scores", "ok", f"{self.top} best for a prompt of {len(self.ids)} ids, nothing added to it")
@@ -102,7 +105,9 @@ class _Examiner:
         await self._tokenizer()
         return Probe(
             tuple(self.findings),
-            Abilities(most, chosen, inside, chosen > 0 and inside and await self._chosen_inside(), self.tolerance),
+            Abilities(
+                most, chosen, inside, chosen > 0 and inside and await self._chosen_inside(), self.tolerance, longest
+            ),
             self.model,
             _likeness(self.first, self.slack),
         )
@@ -147,6 +152,17 @@ class _Examiner:
             raise self._fail("model", f"it serves {shown}", f"give base.model={served[0]}")
         self.model = self.settings.model or served[0]
         self._note("model", "ok", self.model)
+
+    async def _context(self) -> int | None:
+        path, told = ("/props", _slot) if self.dialect.name == "llamacpp" else ("/v1/models", _window)
+        longest = told(await _unless_refused(lambda: self.base.send("GET", path)), self.model)
+        if longest is None:
+            self._note("context", "open", "the server does not say how much it reads")
+            return None
+        if self.dialect.name == "sglang":
+            longest -= SPARED
+        self._note("context", "ok", f"{longest} tokens of prompt and reply")
+        return longest
 
     async def _repeated(self) -> None:
         """The same prompt has the same scores. They may change once, when it is cached, and must stay then."""
@@ -348,12 +364,33 @@ def _parting(ours: Sequence[int], theirs: Sequence[Any]) -> str:
     return f"{ours[at : at + 4]} from token {at} on here, {str(theirs[at : at + 4])[:60]} there"
 
 
-def _listed(reply: Any) -> list[str]:
-    """The names in an answer to /v1/models."""
+def _entries(reply: Any) -> list[dict[str, Any]]:
+    """The models in an answer to /v1/models."""
     entries = reply.get("data") if isinstance(reply, dict) else None
-    names = [entry.get("id") for entry in entries or [] if isinstance(entry, dict)]
-    names += [alias for entry in entries or [] if isinstance(entry, dict) for alias in entry.get("aliases") or []]
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _listed(reply: Any) -> list[str]:
+    """Their names."""
+    entries = _entries(reply)
+    names = [entry.get("id") for entry in entries] + [name for each in entries for name in each.get("aliases") or []]
     return [name for name in names if isinstance(name, str)]
+
+
+def _window(reply: Any, model: str | None) -> int | None:
+    """The context of that model, as vLLM and SGLang tell it in /v1/models; of the first where none has the name."""
+    entries = sorted(_entries(reply), key=lambda entry: entry.get("id") != model)
+    return _length(entries[0].get("max_model_len")) if entries else None
+
+
+def _slot(reply: Any, model: str | None) -> int | None:
+    """The context of each of llama.cpp's slots, in /props."""
+    settings = reply.get("default_generation_settings") if isinstance(reply, dict) else None
+    return _length(settings.get("n_ctx")) if isinstance(settings, dict) else None
+
+
+def _length(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
 
 
 def _model_path(reply: Any) -> list[str]:

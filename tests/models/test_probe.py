@@ -76,6 +76,20 @@ def test_a_server_that_does_less_is_asked_for_no_more():
     assert outcome(found, "tokenizer") == ("open", "the server does not say")
 
 
+@pytest.mark.parametrize(("name", "longest"), [("vllm", 4096), ("sglang", 4090), ("llamacpp", 4096), ("openai", None)])
+def test_the_context_is_found_where_the_server_tells_of_it(name, longest):
+    with serving(name, longest=4096) as server:
+        found = examine(server)
+    assert found.abilities.longest == longest
+    assert outcome(found, "context")[0] == ("ok" if longest else "open")
+
+
+@pytest.mark.parametrize("said", [True, "4096", -1, 0, 4096.0, [4096]])
+def test_a_context_that_is_no_length_is_none(said):
+    with serving("vllm", longest=said) as server:
+        assert examine(server).abilities.longest is None
+
+
 def test_scores_after_temperature_are_told():
     with serving("sglang", after=True) as server:
         assert "after" in outcome(examine(server), "temperature")[1]

@@ -24,7 +24,7 @@ class Server(ThreadingHTTPServer):
 
     faults are used up one a request, and `luck` says what becomes of every other; `lie` changes honest answers. asked:
     the bodies of requests for scores. most_top, chosen, prompt_scores: what this server can do; told: whether it tells
-    scores at all (openai). after: scores are taken after temperature and bias.
+    scores at all (openai). after: scores are taken after temperature and bias. longest: the context that it tells of.
     """
 
     daemon_threads = True
@@ -40,6 +40,7 @@ class Server(ThreadingHTTPServer):
         self.after = abilities.pop("after", False)
         self.text = abilities.pop("text", str)
         self.told = abilities.pop("told", True)
+        self.longest = abilities.pop("longest", None)
         assert not abilities
         self.faults: list[Fault] = []
         self.luck: Callable[[], Fault | None] = lambda: None
@@ -181,8 +182,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.connections += 1
 
     def do_GET(self) -> None:
-        if self.path == "/v1/models" and self.server.dialect != "sglang":
-            return self.reply(200, {"data": [{"id": MODEL}]})
+        if self.path == "/v1/models":
+            told = {} if self.server.dialect in ("llamacpp", "openai") else {"max_model_len": self.server.longest}
+            return self.reply(200, {"data": [{"id": MODEL, **told}]})
+        if self.path == "/props" and self.server.dialect == "llamacpp":
+            return self.reply(200, {"default_generation_settings": {"n_ctx": self.server.longest}})
         if self.path == "/get_model_info":
             return self.reply(200, {"model_path": MODEL})
         self.reply(404, {"error": {"message": "no such path"}})

@@ -91,8 +91,8 @@ def test_a_spent_budget_keeps_finished_replies_and_the_same_command_goes_on(plac
     whole = run(place, prompts=prompts)
     with serving("llamacpp") as server:
         asking = {"prompts": prompts, "out": out}
-        with pytest.raises(BudgetSpent, match="max_requests=40"):
-            run(place, base=behind(server, in_flight=2, max_requests=40), **asking)
+        with pytest.raises(BudgetSpent, match="max_requests=41"):
+            run(place, base=behind(server, in_flight=2, max_requests=41), **asking)
         finished = [json.loads(line) for line in out.read_text().splitlines()]
         assert 0 < len(finished) < len(whole)
         assert said(finished) == [row for row in said(whole) if row[0] in {kept["id"] for kept in finished}]
@@ -125,7 +125,7 @@ def test_marked_replies_are_not_kept_for_who_wants_certified_ones(place, serving
     path.write_text("Say 12.\nWho?\n")
     with serving("openai") as server:
         with pytest.raises(BudgetSpent):
-            run(place, prompts=str(path), decode=sampled, base=behind(server, in_flight=1, max_requests=15))
+            run(place, prompts=str(path), decode=sampled, base=behind(server, in_flight=1, max_requests=16))
         journals = (place.outputs / "cache" / "replies").iterdir()
         lines = [json.loads(line) for journal in journals for line in journal.read_text().splitlines()]
         assert not all(next(line for line in lines if "top" in line)["reply"]["certified"])
@@ -212,7 +212,7 @@ def test_a_notebook_s_own_event_loop_is_no_hindrance(place, serving):
 def test_in_python_a_spent_budget_leaves_what_is_finished(place, serving):
     found = {}
     with serving("vllm") as server:
-        there = proxytune.load("qa", behind(server, in_flight=1, max_requests=32), outputs=place.outputs, alpha=1.0)
+        there = proxytune.load("qa", behind(server, in_flight=1, max_requests=33), outputs=place.outputs, alpha=1.0)
         with pytest.raises(BudgetSpent):
             for i, reply in there.finished(ASKED, max_new_tokens=4):
                 found[i] = reply

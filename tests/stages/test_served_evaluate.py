@@ -82,8 +82,8 @@ def test_a_base_that_is_pushed_is_marked_inexact_in_the_table(place, serving, ca
 
 def test_what_is_done_when_the_budget_is_spent_or_the_server_dies_is_kept(place, serving):
     with serving("llamacpp") as server:
-        with pytest.raises(BudgetSpent, match="max_requests=110"):
-            run(place, server, rows=4, in_flight=1, max_requests=110)
+        with pytest.raises(BudgetSpent, match="max_requests=111"):
+            run(place, server, rows=4, in_flight=1, max_requests=111)
         parts = [path.read_text().splitlines() for path in (place.outputs / "points").glob("*.part")]
         done = [json.loads(line) for lines in parts for line in lines]
         assert any("loss" in row for row in done)
