@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from proxytune.errors import ModelError
-from proxytune.models.members import Active
+from proxytune.models.members import ACTIVE
 from proxytune.models.slots import Slots, visible
 from proxytune.steering.arithmetic import uncap
 
@@ -16,19 +16,16 @@ from proxytune.steering.arithmetic import uncap
 class LocalSource:
     """A causal language model of transformers as a source, its scores cut to the first `vocabulary` ids.
 
-    active: the switch of its members, where adapters were attached; a bare model is member 0. `uncap_at` undoes
-    soft-capping at that value; None leaves scores as they are. Raises ModelError for a model whose state is no cache of
-    keys and values: it could not be read again from an earlier position.
+    Its members are the bare model, 0, and the adapters that were attached. `uncap_at` undoes soft-capping at that
+    value; None leaves scores as they are. Raises ModelError for a model whose state is no cache of keys and values: it
+    could not be read again from an earlier position.
     """
 
-    def __init__(
-        self, model, vocabulary: int | None = None, uncap_at: float | None = None, active: Active | None = None
-    ):
+    def __init__(self, model, vocabulary: int | None = None, uncap_at: float | None = None):
         self.model = model.eval()
         self.text = model.config.get_text_config()
         self.vocabulary = vocabulary or self.text.vocab_size
         self.uncap_at = uncap_at
-        self.active = active or Active()
         self.kinds = _kinds(model)
         self.device: torch.device = model.device  # asked for in every read, and transformers looks it up each time
 
@@ -68,7 +65,7 @@ class LocalSource:
             ids_BT[i, : len(ids) - 1] = torch.tensor(ids[:-1])
             mask_BT[i, : len(ids) - 1] = 1
         keep = min(start for _, start in flat) - 1  # no prompt ends before this position
-        self.active.members = tuple(members)
+        ACTIVE.set(tuple(members))
         logits_BTV = self.model(
             input_ids=ids_BT.to(self.device),
             attention_mask=mask_BT.to(self.device),
@@ -109,7 +106,7 @@ class LocalStream:
         size, width = len(self.members), tokens_NMQ.shape[2]
         begin, end = first * size, (first + len(tokens_NMQ)) * size
         rows = slice(begin, end) if member is None else slice(begin + member, end, size)
-        self.source.active.members = self.members if member is None else (self.members[member],)
+        ACTIVE.set(self.members if member is None else (self.members[member],))
         starts_N = starts_NM.flatten()
         used = self.slots.aim(rows, starts_N, width)
         device = self.source.device

@@ -8,7 +8,7 @@ over all rows, and each adapter's term is added to the rows of its member.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,20 +16,16 @@ from torch import Tensor, nn
 from proxytune.errors import ModelError
 from proxytune.models.quiet import quiet
 
-
-@dataclass
-class Active:
-    """The members of the forward that runs now; row i belongs to members[i % len(members)]. 0 is the bare model."""
-
-    members: tuple[int, ...] = (0,)
+# The members of the forward that runs now in this thread; row i belongs to the (i % count)-th. 0 is the bare model.
+ACTIVE: ContextVar[tuple[int, ...]] = ContextVar("active", default=(0,))
 
 
 class MemberLinear(nn.Module):
     """A linear layer with one low-rank term for each adapter: y = W x, and y += B_m A_m x on the rows of member m."""
 
-    def __init__(self, linear: nn.Linear, active: Active):
+    def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.linear, self.active = linear, active
+        self.linear = linear
         self.low: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -39,7 +35,7 @@ class MemberLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
-        members = self.active.members
+        members = ACTIVE.get()
         split = len(members)
         for place, member in enumerate(members):
             if member in self.low:
@@ -48,7 +44,7 @@ class MemberLinear(nn.Module):
         return y
 
 
-def attach(model, adapters: Sequence[Path]) -> Active:
+def attach(model, adapters: Sequence[Path]) -> None:
     """Put the adapters (folders written by PEFT) on the model as members 1, 2, ..., in place.
 
     PEFT reads the files, so ranks, patterns and scaling are what it says they are. Raises ModelError for adapters whose
@@ -57,7 +53,6 @@ def attach(model, adapters: Sequence[Path]) -> Active:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    active = Active()
     wrapped = None
     for number, folder in enumerate(adapters, 1):
         if not separable(folder):
@@ -70,13 +65,10 @@ def attach(model, adapters: Sequence[Path]) -> Active:
                 wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
             else:
                 wrapped.load_adapter(str(folder), adapter_name=name)
-    if wrapped is None:
-        return active
     for path, layer in list(model.named_modules()):  # PEFT changed the model in place
         if isinstance(layer, LoraLayer):
             parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, _split(layer, active))
-    return active
+            setattr(model.get_submodule(parent), child, _split(layer))
 
 
 def separable(folder: Path) -> bool:
@@ -98,13 +90,13 @@ def separable(folder: Path) -> bool:
     )
 
 
-def _split(layer, active: Active) -> nn.Module:
+def _split(layer) -> nn.Module:
     linear = layer.get_base_layer()
     if not isinstance(linear, nn.Linear):
         raise ModelError(
             f"an adapter changes a {type(linear).__name__}, which cannot be split by rows", "load it merged"
         )
-    made = MemberLinear(linear, active)
+    made = MemberLinear(linear)
     for name in layer.lora_A:
         scale = layer.scaling[name]
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight

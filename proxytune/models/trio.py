@@ -153,10 +153,8 @@ def _small(anti: ModelId, anti_role: str, experts: dict[str, ExpertFiles], dtype
     ref = ModelRef(model=anti.model, revision=anti.revision)
     sharing = {role: expert for role, expert in experts.items() if expert.adapter and separable(expert.folder)}
     model = load_model(ref, dtype)
-    active = attach(model, [expert.folder for expert in sharing.values()])
-    source = LocalSource(
-        quicken(model, second_copy=False), active=active
-    )  # one copy of the pair's weights, as promised
+    attach(model, [expert.folder for expert in sharing.values()])
+    source = LocalSource(quicken(model, second_copy=False))  # one copy of the pair's weights, as promised
     found = {role: (source, member) for member, role in enumerate([anti_role, *sharing])}
     for role, expert in experts.items():
         if role not in sharing:

@@ -23,7 +23,7 @@ from proxytune.decoding.scoring import Given, losses
 from proxytune.files import write_json
 from proxytune.models.linear import quicken
 from proxytune.models.local import LocalSource
-from proxytune.models.members import attach
+from proxytune.models.members import ACTIVE, attach
 from proxytune.models.quiet import quiet
 from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary
@@ -138,9 +138,9 @@ def fresh(settings: Bench) -> Mixture:
         base, small = (
             random_llama(shape, settings.vocabulary, settings.dtype) for shape in (settings.base, settings.small)
         )
-    active = attach_random(small)
+    attach_random(small)
     vocabulary = Vocabulary(min(base.config.vocab_size, small.config.vocab_size), ())
-    source = LocalSource(quicken(small, second_copy=False), vocabulary.size, active=active)
+    source = LocalSource(quicken(small, second_copy=False), vocabulary.size)
     pair = (Term(source, "expert", 1), Term(source, "anti", 0))
     return Mixture(Term(LocalSource(quicken(base), vocabulary.size), "base"), vocabulary, (pair,))
 
@@ -195,7 +195,7 @@ def attach_random(small):
     with tempfile.TemporaryDirectory() as folder:
         tuned.save_pretrained(folder)
         tuned.unload()
-        return attach(small, [Path(folder)])
+        attach(small, [Path(folder)])
 
 
 def prompts(settings: Bench, mixture: Mixture, count: int) -> list[Prompts]:
@@ -278,7 +278,7 @@ def obvious(mixture: Mixture, ids_BT: torch.Tensor, count: int) -> torch.Tensor:
         logits = {}
         for term in mixture.terms:
             source: Any = term.source
-            source.active.members = (term.member,)
+            ACTIVE.set((term.member,))
             scores_BTV = source.model(step_BT, past_key_values=caches[term], use_cache=True).logits
             logits[term] = scores_BTV[:, -1, : mixture.vocabulary.size]
         ((expert, anti),) = mixture.pairs

@@ -14,6 +14,7 @@ from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
 from proxytune.errors import ModelError, SettingsError
 from proxytune.models.local import LocalSource
+from proxytune.models.members import ACTIVE
 from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary
 from proxytune.steering.choice import Sampling, gumbel
@@ -88,7 +89,7 @@ def reference(mix: Mixture, request: Request) -> list[int]:
 
 def plain(term: Term, ids: list[int]) -> torch.Tensor:
     """The last scores of one member of a source in a forward without a cache."""
-    term.source.active.members = (term.member,)
+    ACTIVE.set((term.member,))
     return term.source.model(torch.tensor([ids]), use_cache=False).logits[0, -1].clone()
 
 

@@ -10,6 +10,7 @@ from proxytune.decoding.engine import Engine
 from proxytune.decoding.processor import ProxyTuningLogitsProcessor
 from proxytune.decoding.request import Limits, Request
 from proxytune.errors import ModelError
+from proxytune.models.members import ACTIVE
 from tests.decoding.test_engine import plain
 from tests.decoding.tiny_models import SIZE, ByteTokenizer, lora_mixture, mixture
 
@@ -57,7 +58,7 @@ def anew(mix, alpha):
 def test_generate_says_what_steering_read_anew_at_each_step_says(mix, way):
     rows = [[3, 4, 8], [9], [2, 2, 7, 1, 5]]
     processor = ProxyTuningLogitsProcessor(mix, 0.8, pad_token_id=PAD)
-    mix.base.source.active.members = (0,)
+    ACTIVE.set((0,))
     found = generated(mix, rows, processor, bad_words_ids=[[PAD]], **WAYS[way])
     assert found == generated(mix, rows, anew(mix, 0.8), bad_words_ids=[[PAD]], **WAYS[way])
     again = generated(

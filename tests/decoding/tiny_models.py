@@ -77,7 +77,8 @@ def lora_mixture(experts: int = 1) -> Mixture:
     with tempfile.TemporaryDirectory() as folder:
         net = copy.deepcopy(model(3))
         folders = [adapter(model(3), seed, Path(folder) / str(seed)) for seed in range(experts)]
-        small = LocalSource(net, active=attach(net, folders))
+        attach(net, folders)
+        small = LocalSource(net)
     anti = Term(small, "anti")
     names = ["expert", *(f"expert{i}" for i in range(2, experts + 1))]
     pairs = tuple((Term(small, name, member), anti) for member, name in enumerate(names, 1))

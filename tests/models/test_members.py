@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from threading import Thread
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 1]])
 
 def sources(folders, dtype=torch.float64):
     net = copy.deepcopy(model(3, dtype=dtype))
-    return LocalSource(net, active=attach(net, folders))
+    attach(net, folders)
+    return LocalSource(net)
 
 
 def scored(source: LocalSource, members) -> list[torch.Tensor]:
@@ -59,6 +61,22 @@ def test_each_member_scores_as_peft_has_it(tmp_path, config, members):
     assert source.rows == SIZE
     for member, scores in zip(members, scored(source, members), strict=True):
         assert torch.allclose(scores, truth[member], rtol=0, atol=1e-10)
+
+
+def test_a_forward_in_another_thread_changes_no_member_of_this_one(tmp_path):
+    """A server reads for one engine while another waits for its base."""
+    source = sources([adapter(model(3), 1, tmp_path / "a")])
+    alone = {member: scored(source, (member,))[0] for member in (0, 1)}
+    beside = []
+
+    def read_beside(*_) -> None:
+        hook.remove()
+        thread = Thread(target=lambda: beside.append(scored(source, (1,))[0]))
+        thread.start()
+        thread.join()
+
+    hook = source.model.register_forward_pre_hook(read_beside)
+    assert torch.equal(scored(source, (0,))[0], alone[0]) and torch.equal(beside[0], alone[1])
 
 
 def test_the_anti_s_scores_are_bit_for_bit_those_without_any_adapter(tmp_path):
