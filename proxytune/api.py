@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from proxytune.decoding.background import Background
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
-from proxytune.decoding.remote import RemoteEngine, Waiting
-from proxytune.decoding.request import Limits, Reply, Request
+from proxytune.decoding.remote import RemoteEngine
+from proxytune.decoding.request import Limits, Reply, Request, finished
 from proxytune.decoding.served import Served, reach
 from proxytune.decoding.streaming import Pieces
 from proxytune.experts.registry import Registry
@@ -118,7 +119,7 @@ class Steered:
         engine = self._writer()
         places = {engine.submit(self.request(prompt, place, **how)): place for place, prompt in enumerate(prompts)}
         for written in _rounds(engine):
-            yield from ((places[handle], reply) for handle, reply in written if reply.finish_reason)
+            yield from finished(written, places, None)
 
     def stream(self, prompt: Turns, **how) -> Iterator[str]:
         """The text of one reply, piece by piece."""
@@ -127,6 +128,8 @@ class Steered:
         engine.submit(request)
         for written in _rounds(engine):
             for _, reply in written:
+                if reply.error:
+                    raise reply.error
                 if piece := pieces.next(reply):
                     yield piece
 
@@ -163,12 +166,13 @@ def _rounds(engine: Engine | RemoteEngine) -> Iterator[Sequence[tuple[int, Reply
         while engine.busy:
             yield engine.step()
         return
-    waiting = Waiting(engine, asyncio.Runner(loop_factory=asyncio.new_event_loop))
-    try:
-        while waiting.busy:
-            yield _apart(waiting.step)
-    finally:
-        _apart(waiting.close)
+    with Background() as background:
+        background.wait(engine.base.__aenter__())
+        try:
+            while engine.busy:
+                yield background.wait(engine.step())
+        finally:
+            background.wait(engine.base.__aexit__())
 
 
 def _apart(work: Callable[[], T]) -> T:

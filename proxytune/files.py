@@ -200,7 +200,7 @@ class Journal:
 
     def append(self, row: Mapping[str, Any]) -> None:
         with told(self.path):
-            self._file.write(with_check(json.dumps(row)).encode() + b"\n")
+            self._file.write(with_check(json.dumps(row, allow_nan=False)).encode() + b"\n")
             self._file.flush()
 
     def remove(self) -> None:

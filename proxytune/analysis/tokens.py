@@ -15,7 +15,7 @@ from torch import Tensor
 
 from proxytune.analysis.divergence import kl
 from proxytune.decoding.mixture import Mixture, Prompts, Term
-from proxytune.decoding.scoring import Given, scored
+from proxytune.decoding.scoring import Given, check, scored
 from proxytune.decoding.streaming import token_text
 from proxytune.steering.variants import EQUATION, Variant, Variants
 
@@ -76,7 +76,10 @@ def _logprobs(mixture: Mixture, scores: Mapping[Term, Tensor], alphas, variant: 
     if not rules.off:
         steered_TV = rules.filter(mixture.vocabulary.mask(base_1TV), steered_TV[None])[0]
     alone = {term.role: mixture.vocabulary.mask(scores[term]) for term in mixture.terms}
-    return {role: scores_TV.float().log_softmax(-1) for role, scores_TV in {**alone, STEERED: steered_TV}.items()}
+    each = {**alone, STEERED: steered_TV}
+    for scores_TV in each.values():
+        check(scores_TV.amax(-1))
+    return {role: scores_TV.float().log_softmax(-1) for role, scores_TV in each.items()}
 
 
 def _record(

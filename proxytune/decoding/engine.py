@@ -11,7 +11,7 @@ requests that wait take the free places, so no row waits for the longest.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from proxytune.decoding import drafting
 from proxytune.decoding.drafting import Clock, Drafter, Planner, Stats
-from proxytune.decoding.mixture import Mixture, Term
-from proxytune.decoding.request import Reply, Request, fitted
+from proxytune.decoding.mixture import Mixture, Term, no_number
+from proxytune.decoding.request import Reply, Request, finished, fitted
 from proxytune.decoding.round import Round
 from proxytune.errors import ModelError
 from proxytune.settings import Decode
@@ -164,12 +164,10 @@ class Rows:
         if self.seen_RV is not None and tokens:
             self.seen_RV[row, torch.tensor(tokens, device=self.device)] = True
 
-    def refuse(self, row: int, position: int) -> None:
-        place = len(self.each[row].reply.token_ids) + position
-        raise ModelError(
-            f"a model gave NaN or infinity at output position {place} of prompt {self.each[row].handle}",
-            "load it in float32 (family.dtype=float32)",
-        )
+    def broken(self, row: int, position: int) -> ModelError:
+        """No token can be chosen so many positions after those that the row had when the round began."""
+        place = int(self.counts_R1[row]) + position
+        return no_number(f"output position {place} of prompt {self.each[row].handle}")
 
 
 class Queue:
@@ -250,7 +248,8 @@ class Engine(Queue):
     def step(self) -> list[tuple[int, Reply]]:
         """One round: waiting requests take free places, every row says at least one token.
 
-        Returns (handle, reply so far) of every row that was written on; finish_reason tells which are done.
+        Returns (handle, reply so far) of every row that was written on; finish_reason tells which are done, and `error`
+        those that cannot go on. The rows beside them do.
         """
         self.admit()
         if not self.rows.each:
@@ -265,9 +264,11 @@ class Engine(Queue):
         self.planner.learn(count, kept)
         for row, told in round.logprobs(said).items():
             self.rows.each[row].reply.logprobs += told
-        return self._write(said, kept, count)
+        return self._write(said, kept, count, round.broken)
 
-    def _write(self, said: list[list[int]], kept: list[int], count: int) -> list[tuple[int, Reply]]:
+    def _write(
+        self, said: list[list[int]], kept: list[int], count: int, broken: Mapping[int, int]
+    ) -> list[tuple[int, Reply]]:
         stats, found, done = self.stats, [], []
         stats.rounds += 1
         stats.row_rounds += len(said)
@@ -278,8 +279,11 @@ class Engine(Queue):
             for token in tokens:
                 row.reply.append(token, row.request.limits, self.tokenizer)
                 if row.reply.finish_reason:
-                    done.append(i)
                     break
+            if i in broken and not row.reply.finish_reason:
+                row.reply.fail(self.rows.broken(i, broken[i]))
+            if row.reply.finish_reason:
+                done.append(i)
             del row.reply.logprobs[len(row.reply.token_ids) :]  # of what was said beyond the reply's end
             stats.tokens += len(row.reply.token_ids) - before
             self.rows.note(i, row.reply.token_ids[before:])
@@ -293,15 +297,12 @@ class Engine(Queue):
     ) -> Iterator[tuple[int, Reply]]:
         """Yield (index of the request, its finished reply) as replies finish.
 
-        on_token is called with each reply as it grows, every round.
+        on_token is called with each reply as it grows, every round. Raises ModelError where one cannot go on, after
+        what its round finished.
         """
         places = {self.submit(request): i for i, request in enumerate(requests)}
         while self.busy:
-            for handle, reply in self.step():
-                if on_token:
-                    on_token(places[handle], reply)
-                if reply.finish_reason:
-                    yield places[handle], reply
+            yield from finished(self.step(), places, on_token)
 
 
 def build(mixture: Mixture, tokenizer, decode: Decode) -> Engine:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from proxytune.errors import ModelError
 from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary
 from proxytune.steering.arithmetic import difference, steer
@@ -19,13 +20,21 @@ from proxytune.steering.arithmetic import difference, steer
 Prompts = Mapping[str, Sequence[int]]
 
 
+def no_number(where: str) -> ModelError:
+    return ModelError(f"a model gave NaN or infinity at {where}", "load it in float32 (family.dtype=float32)")
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """steered = base + sum_i alpha_i * (expert_i - anti_i), over the ids that all of them share."""
+    """steered = base + sum_i alpha_i * (expert_i - anti_i), over the ids that all of them share.
+
+    limit: the ids that a base elsewhere holds, where these terms only stand beside it.
+    """
 
     base: Term
     vocabulary: Vocabulary
     pairs: tuple[tuple[Term, Term], ...] = ()
+    limit: int | None = None
 
     @cached_property
     def terms(self) -> tuple[Term, ...]:
@@ -43,7 +52,8 @@ class Mixture:
     @cached_property
     def longest(self) -> int | None:
         """The ids that the shortest context among the models holds; None where none of them says."""
-        return min((term.source.longest for term in self.terms if term.source.longest), default=None)
+        each = (self.limit, *(term.source.longest for term in self.terms))
+        return min((longest for longest in each if longest), default=None)
 
     def differences(self, scores: Mapping[Term, Tensor]) -> list[Tensor]:
         return [difference(scores[expert], scores[anti]) for expert, anti in self.pairs]

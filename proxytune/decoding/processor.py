@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.mixture import Mixture, no_number
 from proxytune.errors import ModelError
 from proxytune.models.source import Stream, Term
 
@@ -64,7 +64,11 @@ class ProxyTuningLogitsProcessor:
             for term, scores_BV in zip(group, self._read(group, stream, rows).unbind(1), strict=True):
                 found[term] = scores_BV.to(scores.device)
         self.known = rows
-        steered = self.mixture.combine(found, self.alphas).log_softmax(-1)
+        steered = self.mixture.combine(found, self.alphas)
+        if bool((broken_B := ~steered.amax(-1).isfinite()).any()):
+            row = int(broken_B.nonzero()[0])
+            raise no_number(f"output position {len(rows[row]) - len(self.first[row])} of row {row}")
+        steered = steered.log_softmax(-1)
         padding = scores.new_full((len(scores), scores.shape[1] - size), -torch.inf)  # rows of the head beyond the ids
         return torch.cat([steered.to(scores.dtype), padding], dim=-1)
 

@@ -94,7 +94,7 @@ def biases(round: Round, i: int) -> dict[int, float]:
     request, mixture = round.rows.each[i].request, round.mixture
     logs = {term: scores_RQV[i, 0].float().log_softmax(-1) for term, scores_RQV in round.scores.items()}
     if any(log_V.isnan().any() for log_V in logs.values()):
-        round.rows.refuse(i, 0)
+        raise round.rows.broken(i, 0)
     anti_V = logs[mixture.base]
     steered_V = steer(anti_V, list(zip(mixture.differences(logs), request.alphas, strict=True)))
     change_V = (steered_V - anti_V).clamp(-REACH, REACH)

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import torch
 
 from proxytune.decoding.drafting import Chain, Clock, Stats
-from proxytune.decoding.engine import Queue, Row, Rows
+from proxytune.decoding.engine import Queue, Row
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.pushed import Pusher
-from proxytune.decoding.request import Reply, Request
+from proxytune.decoding.request import Reply, Request, finished
 from proxytune.decoding.round import Round
 from proxytune.decoding.verdicts import Verdicts, likely, own, prefix
 from proxytune.errors import ModelError, SettingsError
@@ -69,9 +69,9 @@ class Counts:
         return self.accepted / self.drafted if self.drafted else None
 
 
-def small(pairs: Sequence[tuple[Term, Term]], vocabulary: Vocabulary) -> Mixture:
-    """What is here of a trio whose base is behind an API; the anti stands in for the base."""
-    return Mixture(pairs[0][1], vocabulary, tuple(pairs))
+def small(pairs: Sequence[tuple[Term, Term]], vocabulary: Vocabulary, longest: int | None = None) -> Mixture:
+    """What is here of a trio whose base is behind an API, and reads `longest` ids; the anti stands in for the base."""
+    return Mixture(pairs[0][1], vocabulary, tuple(pairs), longest)
 
 
 class RemoteEngine(Queue):
@@ -93,14 +93,15 @@ class RemoteEngine(Queue):
     ):
         assert pairs, "a remote base is steered by at least one pair"
         self.base, self.abilities, self.tokenizer = base, abilities, tokenizer
-        self.small = small(pairs, vocabulary)  # the server tells of its own context
+        self.small = small(pairs, vocabulary, abilities.longest)
         super().__init__(self.small, batch_size or base.settings.in_flight, prefill_tokens)
         self.drafter, self.clock = Chain(self.small.terms, self.small.pairs), Clock(Stats())
         self.top = min(base.settings.top, abilities.top)
         self.drafts = base.settings.draft_tokens if abilities.prompt_scores else 0
         self.beside = min(BESIDE, abilities.chosen // (self.drafts + 1)) if abilities.chosen_inside else 0
         self.counts = Counts()
-        self.fault: Exception | None = None
+        self.tasks: dict[int, asyncio.Task[None]] = {}  # of the round that runs, by the handles of its rows
+        self.leaving: set[int] = set()  # rows of that round that were cancelled
         self.pusher = Pusher(base, tokenizer, vocabulary.size) if base.settings.mode == "bias" else None
 
     def submit(self, request: Request) -> int:
@@ -150,19 +151,22 @@ class RemoteEngine(Queue):
         places = {self.submit(request): i for i, request in enumerate(requests)}
         async with self.base:
             while self.busy:
-                for handle, reply in await self.step():
-                    if on_token:
-                        on_token(places[handle], reply)
-                    if reply.finish_reason:
-                        yield places[handle], reply
+                for done in finished(await self.step(), places, on_token):
+                    yield done
+
+    def cancel(self, handle: int) -> None:
+        """As `Queue.cancel`; for a reply of the round that runs no more is asked, and it is gone when that ends."""
+        if handle in self.tasks:
+            self.leaving.add(handle)
+            self.tasks[handle].cancel()
+        else:
+            super().cancel(handle)
 
     async def step(self) -> list[tuple[int, CertifiedReply]]:
-        """One round: every row says at least one token. Returns (handle, reply so far) of the rows that did.
+        """One round: every row says at least one token, or ends with an error of its own.
 
-        A fault is raised by the next step, after what this one finished; not once all in its round were cancelled.
+        Returns (handle, reply so far) of all that were not cancelled.
         """
-        if self.fault and self.rows.each:
-            raise self.fault
         with torch.inference_mode():
             self.admit()
         if not self.rows.each:
@@ -174,60 +178,62 @@ class RemoteEngine(Queue):
             left = min(left, self.longest - self.rows.furthest)
         round = Round(self.rows, self.clock)
         self._draft(round, min(self.drafts, left - 1))
-        outcomes = await self._ask(round)
-        found = await asyncio.gather(
-            *(self._write(round, i, told) for i, told in enumerate(outcomes) if not isinstance(told, BaseException)),
-            return_exceptions=True,
-        )
-        self.fault = next((each for each in [*outcomes, *found] if isinstance(each, Exception)), None)
-        written = [row for row in found if isinstance(row, Row)]
-        done = [i for i, row in enumerate(self.rows.each) if row.reply.finish_reason]
-        for i in reversed(done):
-            self.rows.drop(i)
-        return [(row.handle, _certified(row)) for row in written]
+        try:
+            outcomes = await self._advance(round)
+        finally:
+            self.tasks.clear()
+        found = []
+        for i, (row, outcome) in reversed([*enumerate(zip(self.rows.each, outcomes, strict=True))]):
+            if row.handle in self.leaving:
+                row.reply.finish_reason = "cancelled"
+            else:
+                found.append((row.handle, _certified(row)))
+                if isinstance(outcome, Exception):
+                    row.reply.fail(outcome)
+            if row.reply.finish_reason:
+                self.rows.drop(i)
+        self.leaving.clear()
+        return found[::-1]
+
+    async def _advance(self, round: Round) -> list[BaseException | None]:
+        """Ask and write for every row at once, while the small models read their last position."""
+        positions = 1 if self.pusher else round.drafted_RK.shape[1] + 1
+
+        @torch.inference_mode()
+        def read() -> None:
+            round.extend(self.small.terms, positions)
+
+        reading = asyncio.ensure_future(asyncio.to_thread(read))
+        for i, row in enumerate(self.rows.each):
+            self.tasks[row.handle] = asyncio.create_task(self._say(round, i, row, reading))
+        try:
+            return await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        finally:
+            await asyncio.wait([reading])  # whoever is left early reads no more than this
 
     @torch.inference_mode()
     def _draft(self, round: Round, count: int) -> None:
         if count > 0:
             self.drafter.propose(round, count)
 
-    async def _ask(self, round: Round) -> list[list[Told] | BaseException]:
-        """The base's answers to every row, while the small models read their last position."""
-        positions = round.drafted_RK.shape[1] + 1
-        if self.pusher:
-            return await self._push(round, self.pusher)
-
-        @torch.inference_mode()
-        def read() -> None:
-            round.extend(self.small.terms, positions)
-
-        async def first(i: int, row: Row) -> list[Told]:
-            ids, each = prefix(round, i, positions - 1), likely(round, i, positions, self.beside)
-            beside = tuple(dict.fromkeys(k for ids in each for k in ids))
-            told = await self._call(row, Query(ids, self.top, positions=positions, beside=beside))
-            return [own(one, ids) for one, ids in zip(told, each, strict=True)]
-
-        if self.beside:  # what to ask for is known only then
-            await asyncio.to_thread(read)
-        asked = asyncio.gather(*(first(i, row) for i, row in enumerate(self.rows.each)), return_exceptions=True)
-        try:
-            await asyncio.to_thread(read)
-        except BaseException:
-            asked.cancel()
-            raise
-        return await asked
-
-    async def _push(self, round: Round, pusher: Pusher) -> list[list[Told] | BaseException]:
-        """What the server says of its own, once the small models' scores tell how to push it."""
-        await asyncio.to_thread(torch.inference_mode()(round.extend), self.small.terms, 1)
-
-        async def say(i: int, row: Row) -> list[Told]:
+    async def _say(self, round: Round, i: int, row: Row, reading: asyncio.Future[None]) -> None:
+        """Write what a round brings a row, once the small models have been read."""
+        if self.pusher:  # their scores tell how to push the server, which chooses by itself
+            await asyncio.shield(reading)
             self._count(row)
-            token = await pusher.next(round, i, prefix(round, i, 0))
-            return [Told([token], [0.0], 0.0, token)]
-
-        each = (say(i, row) for i, row in enumerate(self.rows.each))
-        return await asyncio.gather(*each, return_exceptions=True)
+            token = await self.pusher.next(round, i, prefix(round, i, 0))
+            _certified(row).certified.append(False)
+            row.reply.append(token, row.request.limits, self.tokenizer)
+            self.counts.tokens += 1
+            return
+        if self.beside:  # which ids to ask for is known only then
+            await asyncio.shield(reading)
+        positions = round.drafted_RK.shape[1] + 1
+        ids, each = prefix(round, i, positions - 1), likely(round, i, positions, self.beside)
+        beside = tuple(dict.fromkeys(k for ids in each for k in ids))
+        told = await self._call(row, Query(ids, self.top, positions=positions, beside=beside))
+        await asyncio.shield(reading)
+        await self._write(round, i, [own(one, ids) for one, ids in zip(told, each, strict=True)])
 
     def _count(self, row: Row) -> None:
         self.counts.calls += 1
@@ -237,15 +243,10 @@ class RemoteEngine(Queue):
         self._count(row)
         return await self.base.ask(query)
 
-    async def _write(self, round: Round, i: int, told: list[Told]) -> Row:
+    async def _write(self, round: Round, i: int, told: list[Told]) -> None:
         """Say tokens while the draft holds, up to the first that does not."""
         row = self.rows.each[i]
         reply, counts = _certified(row), self.counts
-        if self.pusher:
-            reply.certified.append(False)
-            reply.append(told[0].ids[0], row.request.limits, self.tokenizer)
-            counts.tokens += 1
-            return row
         verdicts = Verdicts(round, i, self.base.dialect.unbounded, self.abilities, self.top, told)
         for position in range(len(told)):
             decision = verdicts.decide(position)
@@ -264,7 +265,6 @@ class RemoteEngine(Queue):
             counts.accepted += held
             if reply.finish_reason or not held:
                 break
-        return row
 
     def _refusal(self, row: Row, position: int) -> ModelError:
         return ModelError(
@@ -272,40 +272,6 @@ class RemoteEngine(Queue):
             "base.require_certified=true",
             "raise base.top, or take marked tokens: base.require_certified=false",
         )
-
-
-class Waiting:
-    """A RemoteEngine for callers without an event loop: the same calls, waited for.
-
-    runner: whose loop the server's connections live in, as long as it does; engines of one server share it.
-    """
-
-    def __init__(self, engine: RemoteEngine, runner: asyncio.Runner):
-        self.engine, self.runner = engine, runner
-        self.tokenizer, self.batch_size, self.longest = engine.tokenizer, engine.batch_size, engine.longest
-        self.submit, self.cancel = engine.submit, engine.cancel
-
-    @property
-    def busy(self) -> bool:
-        return self.engine.busy
-
-    @property
-    def rows(self) -> Rows:
-        return self.engine.rows
-
-    @property
-    def stats(self) -> Counts:
-        return self.engine.counts
-
-    def step(self) -> list[tuple[int, CertifiedReply]]:
-        if not self.engine.base.users:
-            self.runner.run(self.engine.base.__aenter__())
-        return self.runner.run(self.engine.step())
-
-    def close(self) -> None:
-        if self.engine.base.users:
-            self.runner.run(self.engine.base.__aexit__())
-        self.runner.close()
 
 
 def _certified(row: Row) -> CertifiedReply:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from proxytune.decoding.mixture import Mixture, Prompts
-from proxytune.decoding.scoring import Given, scored
+from proxytune.decoding.scoring import Given, check, scored
 from proxytune.decoding.served import Served
 from proxytune.models.probe import WOBBLE
 from proxytune.models.replies import Query, Told
@@ -146,7 +146,9 @@ class Weigher:
         base = candidates.bound(ids, known.float(), floors, self.size, unbounded=unbounded)
         differences = [each.float().cpu() for each in self.mixture.differences(scores)]
         steered = candidates.steer_bounds(base, list(zip(differences, alphas, strict=True)))
-        return candidates.forbid(steered, self.mixture.vocabulary.foreign)
+        allowed = candidates.forbid(steered, self.mixture.vocabulary.foreign)
+        check(allowed.upper_BV.amax(-1))
+        return allowed
 
     def _nats(
         self, told: Sequence[Told], completion: Sequence[int], scores: Mapping[Term, Tensor], alphas

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 from proxytune.decoding.mixture import Mixture, Prompts
 from proxytune.errors import SettingsError
 from proxytune.settings import Decode
 from proxytune.steering.choice import GREEDY, Sampling
 from proxytune.steering.variants import EQUATION, Variant
+
+R = TypeVar("R", bound="Reply")
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,18 @@ class TokenLogprobs:
 class Reply:
     """`token_ids` holds every emitted id, the end token included; `text` is cut at a stop string.
 
-    finish_reason: `stop` (an end token or a stop string), `length`, `cancelled`, or None while it grows. logprobs: one
-    for each of token_ids where the request asks for them, else empty.
+    finish_reason: `stop` (an end token or a stop string), `length`, `cancelled`, `error`, or None while it grows.
+    logprobs: one for each of token_ids where the request asks for them, else empty. error: why it could not go on.
     """
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        self.error, self.finish_reason = error, "error"
 
     def append(self, token: int, limits: Limits, tokenizer) -> None:
         """One more token; sets finish_reason, and text with it, when that was the last."""
@@ -138,6 +145,20 @@ class Reply:
     def text_so_far(self, limits: Limits, tokenizer) -> str:
         """The text of the ids so far, without the end token; other special tokens are left out."""
         return tokenizer.decode(said(self.token_ids, limits), skip_special_tokens=True)
+
+
+def finished(
+    found: Sequence[tuple[int, R]], places: Mapping[int, int], on_token: Callable[[int, Reply], None] | None
+) -> Iterator[tuple[int, R]]:
+    """The replies that a round ended, by their requests' places; then the first error of one that could not go on."""
+    for handle, reply in found:
+        if on_token and not reply.error:
+            on_token(places[handle], reply)
+        if reply.finish_reason and not reply.error:
+            yield places[handle], reply
+    for _, reply in found:
+        if reply.error:
+            raise reply.error
 
 
 @lru_cache(maxsize=1 << 20)

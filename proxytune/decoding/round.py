@@ -31,6 +31,7 @@ class Round:
         self.mixture = rows.mixture
         self.drafted_RK = torch.empty(len(rows.each), 0, dtype=torch.int64, device=rows.device)
         self.scores: dict[Term, Tensor] = {}
+        self.broken: dict[int, int] = {}  # rows with no choice at a position
 
     def extend(self, terms: Sequence[Term], positions: int) -> None:
         """Read until every one of these terms has scores at `positions` positions.
@@ -127,12 +128,13 @@ class Round:
         said = [row[: held + 1] for row, held in zip(chosen_RQ.tolist(), kept, strict=True)]
         for row, broken in enumerate(broken_RQ.tolist()):
             if any(broken[: len(said[row])]):
-                self.rows.refuse(row, broken.index(True))
+                self.broken[row] = broken.index(True)
+                del said[row][self.broken[row] :]
         return said, kept
 
     def logprobs(self, said: Sequence[Sequence[int]]) -> dict[int, list[TokenLogprobs]]:
         """What the rows that ask for log-probabilities are told of the tokens said, by row; nothing said is changed."""
-        asking = {i: row.request.logprobs for i, row in enumerate(self.rows.each) if row.request.logprobs}
+        asking = {i: row.request.logprobs for i, row in enumerate(self.rows.each) if row.request.logprobs and said[i]}
         if not asking:
             return {}
         stop = max(len(tokens) for tokens in said)

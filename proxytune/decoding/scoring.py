@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxytune.decoding.mixture import Mixture, Prompts, Term
-from proxytune.errors import DataError, ModelError
+from proxytune.decoding.mixture import Mixture, Prompts, Term, no_number
+from proxytune.errors import DataError
 from proxytune.steering.arithmetic import steer
 
 
@@ -101,6 +101,13 @@ def choices(
     ]
 
 
+def check(numbers_T: Tensor) -> None:
+    """ModelError where a position's number is none: its loss, or its largest score."""
+    broken_T = ~numbers_T.isfinite()
+    if bool(broken_T.any()):
+        raise no_number(f"position {int(broken_T.nonzero()[0])} of a reply of {len(numbers_T)} tokens")
+
+
 def _row(mixture: Mixture, scores: Mapping[Term, Tensor], completion: Sequence[int], alphas) -> list[float]:
     base_TV = scores[mixture.base]
     differences = mixture.differences(scores)
@@ -109,11 +116,6 @@ def _row(mixture: Mixture, scores: Mapping[Term, Tensor], completion: Sequence[i
     for entry in alphas:
         steered_TV = mixture.vocabulary.mask(steer(base_TV, list(zip(differences, entry, strict=True))))
         nats_T = torch.logsumexp(steered_TV, -1) - steered_TV.gather(-1, wanted_T[:, None])[:, 0]
-        if not bool(nats_T.isfinite().all()):
-            place = int((~nats_T.isfinite()).nonzero()[0])
-            raise ModelError(
-                f"a model gave NaN or infinity at position {place} of a reply of {len(nats_T)} tokens",
-                "load it in float32 (family.dtype=float32)",
-            )
+        check(nats_T)
         found.append(float(nats_T.double().sum()))
     return found

@@ -166,8 +166,6 @@ class Verdicts:
         request = rows.each[self.i].request
         scores = {term: scores_RQV[self.i : self.i + 1, position] for term, scores_RQV in round.scores.items()}
         differences = list(zip(round.mixture.differences(scores), request.alphas, strict=True))
-        if any(difference.isnan().any() for difference, _ in differences):
-            rows.refuse(self.i, position)
         dtype = differences[0][0].dtype
         bounds = candidates.bound(
             torch.tensor([told.ids], dtype=torch.int64, device=device),
@@ -182,6 +180,8 @@ class Verdicts:
         if said < request.limits.min_new_tokens:
             never += [end for end in request.limits.end_ids if end < vocabulary.size]
         whole = candidates.forbid(candidates.steer_bounds(bounds, differences), never)
+        if not whole.upper_BV.amax(-1).isfinite().all():
+            raise rows.broken(self.i, position)
         sampling = request.sampling
         if not sampling.temperature:
             return candidates.decide(whole)

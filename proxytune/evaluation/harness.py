@@ -25,7 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from proxytune import api
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.request import Limits, Request
-from proxytune.decoding.scoring import Given, scored
+from proxytune.decoding.scoring import Given, check, scored
 from proxytune.errors import SettingsError
 from proxytune.evaluation.system import System, of_trio
 from proxytune.models.prompts import encode, plain_text, rendered
@@ -162,6 +162,7 @@ class Proxytune(TemplateLM):
         for row, scores in zip(batch, scored(self.mixture, batch), strict=True):
             steered_TV = self.mixture.combine(scores, self.alphas)
             wanted_T1 = torch.tensor(list(row.completion), device=steered_TV.device)[:, None]
+            check(steered_TV.amax(-1))
             logs_T = steered_TV.log_softmax(-1).gather(-1, wanted_T1)[:, 0]
             yield float(logs_T.sum()), bool((steered_TV.argmax(-1) == wanted_T1[:, 0]).all())
 

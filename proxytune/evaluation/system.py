@@ -85,4 +85,7 @@ def of_trio(trio: Trio, mixtures: Mapping[str, Mixture], served: Served | None =
     """The systems that are made of a trio's models; with a base behind an API one that is base and steered both."""
     own = (trio.tokenizers["base"], trio.tokenizers, trio.formats, trio.end_ids, trio.end_id)
     found = [System(name, mixture, *own) for name, mixture in mixtures.items()]
-    return [*found, System("steered", small(trio.pairs, trio.vocabulary), *own, served)] if served else found
+    if served is None:
+        return found
+    steered = small(trio.pairs, trio.vocabulary, served.probe.abilities.longest)
+    return [*found, System("steered", steered, *own, served)]

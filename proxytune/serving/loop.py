@@ -1,21 +1,23 @@
 """The thread that runs the engines: requests come in from any thread, and what becomes of them is handed back.
 
-Only this thread touches an engine. A request waits, is written and ends here; one that is cancelled frees its place
-before the next round. An engine that fails ends its own requests with what went wrong, and is made anew.
+Only this thread touches an engine; one whose base is behind an API runs its rounds beside it, so that no other waits
+for a server. A request waits, is written and ends here; one that is cancelled frees its place before the next round. A
+reply that cannot go on ends with what went wrong, and so do all requests of an engine that fails, which is made anew.
 """
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
+from proxytune.decoding.background import Away
 from proxytune.decoding.engine import Engine
-from proxytune.decoding.remote import CertifiedReply, Waiting
+from proxytune.decoding.remote import CertifiedReply
 from proxytune.decoding.request import Reply, Request, TokenLogprobs
 from proxytune.decoding.streaming import Pieces
 from proxytune.errors import ProxytuneError
@@ -81,9 +83,10 @@ class Job:
 class Loop:
     """engines: how each is made, by name. queue: how many requests may wait for a place in an engine."""
 
-    def __init__(self, engines: Mapping[str, Callable[[], Engine | Waiting]], queue: int):
+    def __init__(self, engines: Mapping[str, Callable[[], Engine | Away]], queue: int):
         self.makers = engines
-        self.engines = {name: make() for name, make in engines.items()}
+        self.inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.engines = {name: self._made(name) for name in engines}
         self.capacity = {name: engine.batch_size + queue for name, engine in self.engines.items()}
         self.jobs: dict[str, dict[int, Job]] = {name: {} for name in engines}  # the thread's own
         self.open = dict.fromkeys(engines, 0)  # requests that have not ended, under the lock
@@ -91,7 +94,6 @@ class Loop:
         self.failures = 0
         self.lock = Lock()
         self.closed = False
-        self.inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.thread = Thread(target=self._run, name="proxytune-engine", daemon=True)
         self.thread.start()
 
@@ -136,6 +138,15 @@ class Loop:
             while not self.inbox.empty():
                 if message := self.inbox.get():
                     message()
+            for engine in self.engines.values():
+                if isinstance(engine, Away):
+                    engine.close()
+
+    def _made(self, name: str) -> Engine | Away:
+        engine = self.makers[name]()
+        if isinstance(engine, Away):
+            engine.wake = lambda: self.inbox.put(lambda: None)
+        return engine
 
     def _work(self) -> None:
         while True:
@@ -171,22 +182,32 @@ class Loop:
     def _step(self, name: str) -> None:
         jobs = self.jobs[name]
         try:
-            for handle, reply in self.engines[name].step():
-                job = jobs[handle]
-                update = job.gain(reply)
-                if update and update.last:
-                    self._end(job)
-                if update:
+            written = self.engines[name].step()
+            self._log(reply.error for _, reply in written if reply.error)
+            for handle, reply in written:
+                job = jobs.get(handle)
+                if job is None:  # cancelled while its round ran
+                    continue
+                if reply.error:
+                    self._end(job, reply.error)
+                elif update := job.gain(reply):
+                    if update.last:
+                        self._end(job)
                     job.deliver(update)
         except Exception as error:
+            self._log([error])
+            for job in list(jobs.values()):
+                self._end(job, error)
+            self.engines[name] = self._made(name)
+
+    def _log(self, errors: Iterable[Exception]) -> None:
+        """Each once, however many replies of a round met it."""
+        for error in {str(error): error for error in errors}.values():
             self.failures += 1
             if isinstance(error, ProxytuneError):
                 print(f"proxytune: {error}", file=sys.stderr, flush=True)
             else:
                 traceback.print_exception(error)
-            for job in list(jobs.values()):
-                self._end(job, error)
-            self.engines[name] = self.makers[name]()
 
     def _end(self, job: Job, error: Exception | None = None) -> None:
         """Count a request as done; with an error, tell its owner."""

@@ -32,7 +32,7 @@ class Served:
 
     Of several experts each is also there alone, by its name, and `base+` some of them holds the others at alpha 0.
     decode: what a body leaves open. tokens: of a reply where a body does not say; max_tokens: the most.
-    example: a prompt such as the first expert was tuned on.
+    example: a prompt such as the first expert was tuned on. longest: the ids that a base behind an API reads.
     """
 
     trio: Trio
@@ -41,6 +41,7 @@ class Served:
     tokens: int
     max_tokens: int
     example: str = ""
+    longest: int | None = None
 
     @cached_property
     def steered(self) -> str:
@@ -53,7 +54,7 @@ class Served:
         experts = [Mixture(expert, trio.vocabulary) for expert, _ in trio.pairs]
         alone = {guide.name: mixture for guide, mixture in zip(self.guides[1:], experts[1:], strict=True)}
         if trio.local is None:
-            return {**alone, "expert": experts[0], self.steered: small(trio.pairs, trio.vocabulary)}
+            return {**alone, "expert": experts[0], self.steered: small(trio.pairs, trio.vocabulary, self.longest)}
         steered = Mixture(trio.base, trio.vocabulary, trio.pairs)
         return {**alone, "base": Mixture(trio.base, trio.vocabulary), "expert": experts[0], self.steered: steered}
 

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from proxytune.decoding.background import Away, Background
 from proxytune.decoding.engine import Engine, build
-from proxytune.decoding.remote import Waiting
+from proxytune.decoding.served import Served as There
 from proxytune.errors import SettingsError, require
 from proxytune.experts.registry import Expert
 from proxytune.models.prompts import text_of
@@ -64,32 +65,35 @@ def assemble(settings: Serve, expert: Expert, key: str | None = None) -> FastAPI
     names = [settings.expert, *(steer.expert for steer in settings.steering[1:])]
     beside = trios.held(settings)
     experts = [(expert, trios.alpha_of(settings, expert)), *beside]
+    trio = trios.load(settings, expert, beside)
+    there = None if settings.base is None else behind(settings, trio)
     served = Served(
-        trio=trios.load(settings, expert, beside),
+        trio=trio,
         guides=tuple(Guide(name, e.reference, a) for name, (e, a) in zip(names, experts, strict=True)),
         decode=settings.decode,
         tokens=min(settings.max_tokens, trios.limits(settings, catalog.get(settings.task.name)).max_new_tokens),
         max_tokens=settings.max_tokens,
         example=example(settings, expert),
+        longest=there.probe.abilities.longest if there else None,
     )
-    engines: dict[str, Callable[[], Engine | Waiting]] = {
+    engines: dict[str, Callable[[], Engine | Away]] = {
         name: partial(build, mixture, served.tokenizer, settings.decode) for name, mixture in served.mixtures.items()
     }
-    if settings.base is not None:
-        engines[served.steered] = behind(settings, served.trio)
+    if there:
+        background, size = Background(), settings.decode.prefill_tokens
+        engines[served.steered] = lambda: Away(
+            there.engine(trio.pairs, trio.vocabulary, served.tokenizer, size), background
+        )
     return api.app(served, Loop(engines, settings.queue), key=key, max_body=settings.max_body_bytes)
 
 
-def behind(settings: Serve, trio: Trio) -> Callable[[], Waiting]:
-    """How an engine is made whose base is behind an API; the server is tried once, here."""
+def behind(settings: Serve, trio: Trio) -> There:
+    """The server that has the base, tried once."""
     if settings.base is not None and settings.base.mode == "bias":
         raise SettingsError(
             "serve takes no base.mode=bias: its answers could not be told from exact ones", "leave it out"
         )
-    there = reach(settings, trio)
-    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-    tokenizer, size = trio.tokenizers["base"], settings.decode.prefill_tokens
-    return lambda: Waiting(there.engine(trio.pairs, trio.vocabulary, tokenizer, size), runner)
+    return reach(settings, trio)
 
 
 def example(settings: Serve, expert: Expert) -> str:

@@ -17,10 +17,13 @@ from torch import Tensor
 def difference(expert_BV: Tensor, anti_BV: Tensor) -> Tensor:
     """What tuning taught, in float32 or wider: expert - anti.
 
-    Where both are -inf (a token that neither can say) the difference is 0; where both are +inf it is NaN: a fault.
+    Where both are -inf (a token that neither can say) the difference is 0; where one is +inf it is NaN: a fault of the
+    model, which must not pass for a token that is never or always said.
     """
     expert_BV, anti_BV = _wide(expert_BV), _wide(anti_BV)
-    return (expert_BV - anti_BV).masked_fill_(torch.maximum(expert_BV, anti_BV) == -torch.inf, 0)
+    larger_BV = torch.maximum(expert_BV, anti_BV)
+    found_BV = (expert_BV - anti_BV).masked_fill_(larger_BV == -torch.inf, 0)
+    return found_BV.masked_fill_(larger_BV == torch.inf, torch.nan)
 
 
 def steer(base_BV: Tensor, differences: Sequence[tuple[Tensor, float | Tensor]]) -> Tensor:

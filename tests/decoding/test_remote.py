@@ -6,7 +6,7 @@ import asyncio
 import copy
 import time
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import torch
 from proxytune.decoding import remote
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
-from proxytune.decoding.remote import CertifiedReply, RemoteEngine, Waiting
+from proxytune.decoding.remote import CertifiedReply, RemoteEngine
 from proxytune.decoding.request import Limits, Request
 from proxytune.errors import ModelError, SettingsError
 from proxytune.models.dialects import dialect
@@ -26,7 +26,7 @@ from proxytune.models.vocabulary import Vocabulary
 from proxytune.settings import Remote, load
 from proxytune.steering.choice import Sampling
 from proxytune.steering.variants import Variant
-from tests.decoding.tiny_models import END, SIZE, ByteTokenizer, mixture, model, source
+from tests.decoding.tiny_models import END, SIZE, ByteTokenizer, mixture, model
 from tests.remote import faults
 from tests.remote.embedded import holds
 from tests.remote.server import MODEL, Server
@@ -243,21 +243,24 @@ def test_a_reply_finished_in_the_round_of_another_s_fault_is_kept():
     assert found == [1]
 
 
-@pytest.mark.parametrize("waits", [False, True])
-def test_a_fault_of_a_request_that_was_cancelled_is_not_told_to_the_next(waits):
-    first, after = asked(2, (GREEDY,))
+def test_a_fault_of_one_reply_ends_it_alone():
+    requests, found = asked(3, (GREEDY,)), {}
     with serving("vllm") as server:
-        remote = Waiting(engine(server, mixture()), asyncio.Runner())
-        one, found = remote.submit(first), {}
+        remote = engine(server, mixture(), batch_size=2)
         server.faults = [faults.status(400)]
-        assert remote.step() == []
-        calls = [lambda: remote.submit(after), lambda: remote.cancel(one)]
-        for call in calls if waits else reversed(calls):
-            call()
-        while remote.busy:
-            found |= dict(remote.step())
-        remote.close()
-    assert [found[one + 1].token_ids] == local(mixture(), [after])
+
+        async def all_() -> None:
+            for request in requests:
+                remote.submit(request)
+            async with remote.base:
+                while remote.busy:
+                    found.update(await remote.step())
+
+        asyncio.run(all_())
+    (failed,) = [i for i, reply in found.items() if reply.error]
+    assert failed in (0, 1) and found[failed].finish_reason == "error" and "400" in str(found[failed].error)
+    said = local(mixture(), requests)
+    assert all(found[i].token_ids == said[i] for i in range(3) if i != failed)
 
 
 def test_faults_on_the_way_change_no_token():
@@ -289,12 +292,47 @@ def test_the_stream_serves_callers_with_a_loop_of_their_own():
         assert mine == {i: r.token_ids for i, r in enumerate(run(engine(server, mixture()), requests))}
 
 
-def test_nan_in_a_small_model_is_told_with_its_place():
-    broken = copy.deepcopy(source(2))
-    broken.cut = lambda logits: logits * float("nan")
-    mix = Mixture(mixture().base, Vocabulary(SIZE, ()), ((Term(broken, "expert"), mixture().pairs[0][1]),))
+def breaking(term: Term, number: float, where=lambda scores: scores[..., 0].isfinite()) -> Term:
+    """The term, giving `number` for token 7 at some positions."""
+    source, cut = copy.copy(term.source), term.source.cut
+
+    def broken(logits):
+        scores = cut(logits).clone()
+        scores[where(scores), 7] = number
+        return scores
+
+    source.cut = broken
+    return Term(source, term.role)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_none_in_a_small_model_is_told_with_its_place(place, number):
+    """One token's is enough, whichever way it would lead."""
+    pair = list(mixture().pairs[0])
+    pair[place] = breaking(pair[place], number)
+    mix = Mixture(mixture().base, Vocabulary(SIZE, ()), (tuple(pair),))
     with serving("vllm") as server, pytest.raises(ModelError, match="NaN or infinity at output position 0"):
-        run(engine(server, mix), asked(1, (GREEDY,)))
+        run(engine(server, mix), [replace(asked(1, (GREEDY,))[0], alphas=(1.0,))])
+
+
+def test_the_place_of_such_a_number_is_the_local_loop_s_however_many_were_drafted():
+    base, expert, anti = (
+        Term(LocalSource(net), role) for net, role in ((near(1), "base"), (near(2), "expert"), (model(3), "anti"))
+    )
+    request = Request({role: [5, 9, 1] for role in ("base", "expert", "anti")}, Limits(24), (0.8,))
+    said = local(Mixture(base, Vocabulary(SIZE, ()), ((expert, anti),)), [request])[0]
+    broken = breaking(expert, float("nan"), lambda scores: scores.argmax(-1) == said[5])
+    mix, told = Mixture(base, Vocabulary(SIZE, ()), ((broken, anti),)), []
+    with serving("vllm", near(1)) as server:
+        for write in (
+            lambda: local(mix, [request]),
+            *(partial(run, engine(server, mix, 20, chosen=40, drafts=n), [request]) for n in (0, 6)),
+        ):
+            with pytest.raises(ModelError, match=r"output position [1-5] ") as error:
+                write()
+            told.append(str(error.value))
+    assert len(set(told)) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxytune.errors import DataError, SettingsError
+from proxytune.errors import DataError, ModelError, SettingsError
 from proxytune.evaluation.benchmarks import harnessed
 from proxytune.evaluation.summary import rows_file
 from proxytune.files import read_jsonl, resource
@@ -59,6 +59,14 @@ def test_alpha_zero_gives_the_likelihoods_of_the_base(base, place):  # noqa: F81
     (greedy,) = ours.loglikelihood(asked("loglikelihood", (PAIRS[0][0], said[0])))
     assert said[0] and greedy[1]
     assert steered(place, alpha=1.0).loglikelihood(requests) != ours.loglikelihood(requests)
+
+
+def test_likelihoods_of_numbers_that_are_none_are_refused(place, monkeypatch):  # noqa: F811
+    ours = steered(place)
+    source, cut = ours.mixture.base.source, ours.mixture.base.source.cut
+    monkeypatch.setattr(source, "cut", lambda logits: cut(logits) * float("nan"))
+    with pytest.raises(ModelError, match="position 0 of a reply of"):
+        ours.loglikelihood(asked("loglikelihood", PAIRS[0]))
 
 
 def test_alpha_one_on_the_anti_is_the_expert(place):  # noqa: F811

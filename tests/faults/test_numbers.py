@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import product
 
 import httpx2
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from proxytune.analysis.tokens import Said, records
+from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
+from proxytune.decoding.processor import ProxyTuningLogitsProcessor
 from proxytune.decoding.request import Limits, Request
 from proxytune.decoding.scoring import Given, choices, losses
 from proxytune.errors import DataError, ModelError, SettingsError, TrioError
@@ -19,7 +23,7 @@ from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary, shared
 from proxytune.steering.choice import Sampling
 from tests.decoding.test_engine import DRAFTERS, replies
-from tests.decoding.tiny_models import SIZE, mixture
+from tests.decoding.tiny_models import SIZE, ByteTokenizer, mixture
 from tests.serving.conftest import house, running  # noqa: F401
 
 BROKEN = """
@@ -79,12 +83,26 @@ def prompts(length: int = 2) -> dict[str, list[int]]:
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_a_number_that_is_none_is_never_said_by_whatever_rule_and_drafter(role, number, sampling):
-    if role == "anti" and number > 0:
-        number = -number  # what is taken away: -inf of an anti is +inf of what is steered
-    for drafter in DRAFTERS:
+    """Nor does infinity of an anti ban a token in silence; -inf of it is +inf of what is steered."""
+    numbers = [number, -number] if role == "anti" else [number]
+    for drafter, number in product(DRAFTERS, numbers):
         with pytest.raises(ModelError, match="NaN or infinity at output position 0 of prompt 0"):
             request = Request(prompts(), Limits(5), (1.0,), sampling)
             replies([request], broken(role, number), drafter=drafter, draft_tokens=2)
+
+
+def test_a_row_that_meets_one_ends_alone():
+    """The rows beside it, at alpha 0 here, say what they say alone."""
+    sound = [Request(prompts(n), Limits(6), (0.0,)) for n in (1, 2, 3)]
+    engine, ended = Engine(broken("expert", float("nan"), after=4), ByteTokenizer(), batch_size=3), {}
+    handles = [engine.submit(request) for request in (sound[0], Request(prompts(), Limits(6), (1.0,)), *sound[1:])]
+    while engine.busy:
+        ended |= {handle: reply for handle, reply in engine.step() if reply.finish_reason}
+    failed = ended.pop(handles[1])
+    assert failed.finish_reason == "error" and "NaN or infinity at output position" in str(failed.error)
+    assert 1 <= len(failed.token_ids) < 6
+    alone = replies(sound, mixture())
+    assert [ended[handle].token_ids for handle in sorted(ended)] == [alone[i].token_ids for i in range(3)]
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -102,14 +120,26 @@ def test_the_very_position_is_named(role):
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_of_numbers_that_are_none_is_refused_with_its_position(role, number):
-    """-inf for a token that the reply has is no loss either."""
-    mix = broken(role, number)
+    """-inf for a token that the reply has is no loss either; the others are one whatever the reply has."""
+    mix, ids = broken(role, number), [3, 7, 2] if number == float("-inf") else [3, 4, 2]
     for score in (
-        lambda: list(losses(mix, [Given(prompts(), [3, 7, 2])], [[1.0]])),
-        lambda: choices(mix, prompts(), [[3, 7, 2]], [[1.0]]),
+        lambda: list(losses(mix, [Given(prompts(), ids)], [[1.0]])),
+        lambda: choices(mix, prompts(), [ids], [[1.0]]),
     ):
         with pytest.raises(ModelError, match=r"at position [01] of a reply of 3 tokens"):
             score()
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_whoever_reads_scores_refuses_them(role, number):
+    """The analysis of tokens, and transformers' own loop."""
+    mix, said = broken(role, number), Said("a", "x", prompts(), [3, 4, 2])
+    with pytest.raises(ModelError, match="position 0 of a reply of 3 tokens"):
+        list(records(mix, [said], [1.0], ByteTokenizer()))
+    scores = mix.base.source.cut(mix.base.source.model(torch.ones(1, 2, dtype=torch.int64)).logits)[:, -1]
+    with pytest.raises(ModelError, match="output position 0 of row 0"):
+        ProxyTuningLogitsProcessor(mix)(torch.ones(1, 2, dtype=torch.int64), scores)
 
 
 def test_an_alpha_of_zero_needs_no_sound_pair():

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 
+from proxytune.decoding.background import Away, Background
 from proxytune.decoding.engine import Engine
 from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Request
 from proxytune.errors import ModelError, SettingsError
 from proxytune.serving.loop import Busy, Closed, Job, Loop, Update
 from proxytune.steering.choice import Sampling
-from tests.decoding.tiny_models import ByteTokenizer, lora_mixture
+from tests.decoding.test_remote import engine as remote_engine
+from tests.decoding.test_remote import serving
+from tests.decoding.tiny_models import SIZE, ByteTokenizer, lora_mixture
+from tests.remote import faults
 from tests.serving.conftest import until
 
 PROMPTS = {"base": [3, 4], "expert": [9], "anti": [3, 4, 5]}
@@ -146,6 +151,64 @@ def test_an_error_of_one_line_is_logged_as_one_line(loop, capfd):
     loop.submit([failed.job])
     assert failed.all()[-1].error is told
     assert capfd.readouterr().err == f"proxytune: {told}\n"  # logged before it is told
+
+
+@pytest.fixture
+def away(engines):
+    """A loop, the server that its steered engine asks, and what lets that server answer."""
+    released = threading.Event()
+
+    def waits(handler, reply) -> None:
+        released.wait(60)
+        handler.reply(200, reply)
+
+    with serving("vllm") as server:
+        server.luck = lambda: None if released.is_set() else waits
+        background = Background()
+        steered = lambda: Away(remote_engine(server, lora_mixture(), SIZE, batch_size=2), background)  # noqa: E731
+        loop = Loop({**engines, "steered": steered}, queue=6)
+        yield loop, server, released
+        released.set()
+        if loop.alive:
+            loop.close()
+
+
+def test_who_waits_for_a_slow_server_holds_up_no_other_engine_and_may_leave(away):
+    loop, server, released = away
+    heard = [Heard(asked(seed)) for seed in range(4)]
+    loop.submit([each.job for each in heard])
+    until(lambda: len(server.asked) == 2)
+    other = Heard(Request(PROMPTS, Limits(3)), "base")
+    loop.submit([other.job])
+    assert other.all()[-1].finish_reason == "length"
+    loop.cancel([heard[0].job, heard[2].job])
+    until(lambda: loop.open["steered"] == 2, 1)
+    released.set()
+    assert [heard[seed].text for seed in (1, 3)] == [alone(asked(seed)) for seed in (1, 3)]
+    assert heard[0].updates.empty() and heard[2].updates.empty() and loop.failures == 0
+
+
+def test_the_end_waits_for_no_server(away):
+    loop, server, _ = away
+    heard = Heard(asked())
+    loop.submit([heard.job])
+    until(lambda: len(server.asked) == 1)
+    began = time.monotonic()
+    loop.close()
+    assert isinstance(heard.all()[-1].error, Closed) and time.monotonic() - began < 5
+
+
+def test_a_fault_of_one_reply_is_told_to_its_owner_alone(away):
+    loop, server, released = away
+    released.set()
+    server.faults = [faults.status(400)]
+    heard = [Heard(asked(seed)) for seed in range(4)]
+    loop.submit([each.job for each in heard])
+    ended = [each.all() for each in heard]
+    failed = [updates[-1].error for updates in ended if updates[-1].error]
+    assert len(failed) == loop.failures == 1 and "answered 400" in str(failed[0])
+    for seed, updates in enumerate(ended):
+        assert updates[-1].error or "".join(u.text for u in updates) == alone(asked(seed))
 
 
 def test_closing_ends_what_is_left_and_takes_no_more(engines):
