@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from proxytune.errors import ModelError
+from proxytune.errors import DataError, ModelError
 from proxytune.models.source import Term
 from proxytune.models.vocabulary import Vocabulary
 from proxytune.steering.arithmetic import difference, steer
@@ -54,6 +54,14 @@ class Mixture:
         """The ids that the shortest context among the models holds; None where none of them says."""
         each = (self.limit, *(term.source.longest for term in self.terms))
         return min((longest for longest in each if longest), default=None)
+
+    def check(self, prompts: Prompts) -> None:
+        """DataError for an id beyond a model's embedding: some tokenizers have tokens that their models lack."""
+        for term in self.terms:
+            largest = max(prompts[term.role], default=0)
+            if largest >= term.source.ids:
+                what = f"a prompt has the token with id {largest}, and the {term.role}'s model knows ids below "
+                raise DataError(f"{what}{term.source.ids}", "leave that special token out")
 
     def differences(self, scores: Mapping[Term, Tensor]) -> list[Tensor]:
         return [difference(scores[expert], scores[anti]) for expert, anti in self.pairs]

@@ -67,13 +67,15 @@ class Request:
 def fitted(request: Request, mixture: Mixture, longest: int | None) -> Request:
     """The request with its limits cut to the room that its prompts leave in contexts of `longest` ids.
 
-    Raises SettingsError where alphas do not match the mixture's pairs, or a prompt is empty or leaves no room at all.
+    Raises SettingsError where alphas do not match the mixture's pairs, or a prompt is empty or leaves no room at all,
+    DataError where it has an id that a model cannot read.
     """
     if len(request.alphas) != len(mixture.pairs):
         what = f"{len(request.alphas)} alphas are given for {len(mixture.pairs)} experts"
         raise SettingsError(what, "give one each")
     if not all(request.prompts[term.role] for term in mixture.terms):
         raise SettingsError("a prompt has no tokens", "give each model at least one to begin with")
+    mixture.check(request.prompts)
     if longest is None:
         return request
     prompt = max(len(request.prompts[term.role]) for term in mixture.terms)

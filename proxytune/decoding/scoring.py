@@ -34,6 +34,7 @@ def fits(mixture: Mixture, prompts: Prompts, completion: Sequence[int]) -> bool:
 def _refuse_unfit(mixture: Mixture, prompts: Prompts, completion: Sequence[int]) -> None:
     if not completion or not all(prompts[term.role] for term in mixture.terms):
         raise DataError("a prompt or its reply has no tokens", "give each at least one")
+    mixture.check(prompts)
     if not fits(mixture, prompts, completion):
         size = max(len(prompts[term.role]) for term in mixture.terms) + len(completion)
         what = f"a prompt and its reply have {size} tokens and the models read {mixture.longest}"

@@ -35,6 +35,10 @@ class LocalSource:
         return self.model.get_output_embeddings().weight.shape[0]
 
     @property
+    def ids(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
     def soft_cap(self) -> float | None:
         return getattr(self.text, "final_logit_softcapping", None)
 

@@ -51,6 +51,11 @@ class Source(Protocol):
         """The ids that its context holds; None if it does not say."""
         ...
 
+    @property
+    def ids(self) -> int:
+        """Ids below it can be read: the rows of its embedding."""
+        ...
+
     def open(self, rows: int, length: int, members: Sequence[int] = (0,)) -> Stream:
         """Room for sequences of these members, in this order."""
         ...

@@ -24,7 +24,7 @@ from proxytune.errors import did_you_mean
 from proxytune.models.prompts import Turns
 from proxytune.settings import Share
 
-MOST_ALPHA = 1000.0  # beyond it scores overflow, and one NaN ends the replies beside it
+MOST_ALPHA = 1000.0  # beyond it scores overflow
 MOST_LOGPROBS = 20
 MOST_STOPS, MOST_STOP = 16, 200
 MOST_COUNT = 2**31 - 1

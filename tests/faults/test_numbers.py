@@ -158,6 +158,19 @@ def test_a_prompt_without_tokens_is_refused_whichever_model_it_is_for(empty):
         choices(mixture(), given, [[3]], [[1.0]])
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_a_token_that_only_a_tokenizer_knows_is_refused_in_a_prompt(role):
+    """Some have special tokens beyond their model's embedding, which on a GPU would be the end of the process."""
+    given, mix = prompts() | {role: [1, SIZE]}, mixture()
+    for ask in (
+        lambda: replies([Request(given, Limits(3), (1.0,))], mix),
+        lambda: list(losses(mix, [Given(given, [3])], [[1.0]])),
+        lambda: choices(mix, given, [[3]], [[1.0]]),
+    ):
+        with pytest.raises(DataError, match=f"id {SIZE}, and the {role}'s model knows ids below {SIZE}"):
+            ask()
+
+
 def test_a_reply_without_tokens_has_no_loss():
     with pytest.raises(DataError, match="has no tokens"):
         list(losses(mixture(), [Given(prompts(), [])], [[1.0]]))
