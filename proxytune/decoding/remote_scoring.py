@@ -139,7 +139,7 @@ class Weigher:
 
     def _bounds(self, told: Sequence[Told], scores: Mapping[Term, Tensor], alphas: Sequence[float]) -> Bounds:
         width = max(len(each.ids) for each in told)
-        ids = torch.tensor([each.ids + [-1] * (width - len(each.ids)) for each in told])
+        ids = torch.tensor([each.ids + [-1] * (width - len(each.ids)) for each in told], dtype=torch.int64)
         known = torch.tensor([each.scores + [-torch.inf] * (width - len(each.ids)) for each in told])
         floors = torch.tensor([each.floor for each in told])
         unbounded = [each for each in self.unbounded if each < self.size]

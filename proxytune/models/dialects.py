@@ -202,7 +202,13 @@ def _openai_body(query: Query, model: str | None) -> dict[str, Any]:
 
 
 def _openai_read(texts: Mapping[str, int]) -> Callable[[dict[str, Any], Query], list[Told]]:
-    """Answers name tokens by their text; a text that several ids have, or none, is id -1."""
+    """Answers name tokens by their text; -1 in `texts` is one that several ids have.
+
+    A text that is not in `texts` may be any id's: beside it ids are bounded by the mass that is left, and no better.
+    """
+
+    def id_of(text: str) -> int | None:
+        return texts.get(text, texts.get("\ufffd") if text.startswith("bytes:\\x") else None)  # half a character
 
     def read(reply: dict[str, Any], query: Query) -> list[Told]:
         listed = reply["choices"][0]["logprobs"]
@@ -216,7 +222,12 @@ def _openai_read(texts: Mapping[str, int]) -> Callable[[dict[str, Any], Query], 
         extra = len(pairs) == query.top + 1
         if extra and pairs[-1][0] != said:
             raise BadReply("the server gave more scores than were asked for")
-        told = checked([(texts.get(text, -1), s) for text, s in pairs], len(pairs), said=texts.get(said))
+        ids = [id_of(text) for text, _ in pairs]
+        scored = [(-1 if i is None else i, score) for i, (_, score) in zip(ids, pairs, strict=True)]
+        told = checked(scored, len(pairs), said=id_of(said))
+        if None in ids:
+            named = {i: score for i, score in zip(told.ids, told.scores, strict=True) if i >= 0}
+            return [Told([*named], [*named.values()], 0.0, told.said)]
         floor = min(pairs[query.top - 1][1], 0.0) if extra else told.floor
         return [Told(told.ids, told.scores, floor, told.said)]
 
@@ -283,7 +294,7 @@ def _openai(tokens: Mapping[int, str]) -> Dialect:
     owners: dict[str, list[int]] = {}
     for i, text in tokens.items():
         owners.setdefault(text, []).append(i)
-    texts = {text: ids[0] for text, ids in owners.items() if len(ids) == 1 and "\ufffd" not in text and text}
+    texts = {text: ids[0] if len(ids) == 1 and "\ufffd" not in text else -1 for text, ids in owners.items() if text}
     return Dialect(
         name="openai",
         path="/v1/completions",

@@ -92,6 +92,8 @@ class _Examiner:
         longest = await self._context()
         self.top = min(self.settings.top, self.vocabulary, self.dialect.most_top or self.vocabulary)
         self.first = await self._must("scores", Query(self.ids, self.top))
+        if max(self.first.ids, default=-1) < 0:
+            raise self._fail("scores", "its texts are those of no id", "serve a base with the small models' tokenizer")
         self._note("scores", "ok", f"{self.top} best for a prompt of {len(self.ids)} ids, nothing added to it")
         await self._repeated()
         await self._ids_matter()

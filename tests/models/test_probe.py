@@ -210,6 +210,11 @@ def test_a_server_that_reads_no_ids_is_refused():
         examine(server)
 
 
+def test_a_server_that_writes_every_text_in_its_own_way_is_refused():
+    with Server("openai", logits, text=lambda i: f"#{i}") as server, pytest.raises(ModelError, match="those of no id"):
+        examine(server)
+
+
 def test_a_server_with_another_tokenizer_is_refused():
     class Other:
         def __call__(self, text, add_special_tokens):

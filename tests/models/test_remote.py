@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxytune.errors import ModelError, SettingsError
 from proxytune.files import resource
@@ -19,6 +21,7 @@ from proxytune.models.dialects import dialect
 from proxytune.models.remote import BudgetSpent, RemoteBase
 from proxytune.models.replies import BadReply, Query, Told
 from proxytune.settings import Remote, load
+from proxytune.steering.candidates import bound
 from tests.remote import faults
 from tests.remote.server import MODEL, Server
 
@@ -204,12 +207,44 @@ def test_a_dated_version_is_the_model_it_stands_for():
 
 def test_texts_that_several_ids_have_name_no_id():
     texts = TEXTS | {7: "<8>"}
-    spoken = dialect("openai", texts)
-    assert set(spoken.unbounded) == {7, 8}
-    best = int(truth(IDS).argmax())
-    with Server("openai", logits, text=lambda i: "\ufffd" if i == best else TEXTS[i]) as server:
-        (told,) = asyncio.run(asking(client(server), Query(IDS, TOP)))
-    assert told.ids[0] == -1 and told.scores[0] == pytest.approx(truth(IDS).max().item())
+    assert set(dialect("openai", texts).unbounded) == {7, 8}
+    (told,) = named_by(texts, texts, truth(IDS).where(torch.arange(SIZE) != 7, 0).log_softmax(-1))
+    assert told.ids[0] == -1 and told.floor == told.scores[-1]
+
+
+def named_by(texts: dict[int, str], theirs: dict[int, str], scores: torch.Tensor) -> list[Told]:
+    """What is made of an honest server's best scores, which it writes under `theirs`, by a tokenizer of `texts`."""
+    best = scores.topk(TOP)
+    said = theirs[int(best.indices[0])]
+    listed = {}
+    for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+        listed.setdefault(theirs[i], score)
+    logprobs = {"tokens": [said], "token_logprobs": [listed[said]], "top_logprobs": [listed]}
+    reply = {"model": MODEL, "choices": [{"logprobs": logprobs}], "usage": {"prompt_tokens": len(IDS)}}
+    return dialect("openai", texts).parse(reply, Query(IDS, TOP), MODEL)
+
+
+@given(
+    st.lists(st.sampled_from(["", "\ufffd", "same", *"abcdefgh"]), min_size=12, max_size=12),
+    st.dictionaries(st.integers(0, 11), st.sampled_from(["", "</s>", " foo", "bytes:\\xe2"]), max_size=4),
+    st.lists(st.floats(-6, 6), min_size=12, max_size=12),
+)
+def test_no_id_scores_above_its_bound_however_the_server_writes_it(ours, otherwise, drawn):
+    texts = dict(enumerate(ours))
+    # A split character is one for the tokenizer too.
+    theirs = texts | {i: text for i, text in otherwise.items() if "bytes" not in text or texts[i] == "\ufffd"}
+    scores = torch.tensor(drawn).log_softmax(-1)
+    (told,) = named_by(texts, theirs, scores)
+    unbounded = dialect("openai", texts).unbounded
+    ids, known = torch.tensor([told.ids], dtype=torch.int64), torch.tensor([told.scores])
+    bounds = bound(ids, known, torch.tensor([told.floor]), len(texts), unbounded=unbounded)
+    assert (scores <= bounds.upper_BV[0] + 1e-6).all() and (scores >= bounds.lower_BV[0] - 1e-6).all()
+
+
+def test_halves_of_a_character_bound_as_texts_of_several_ids_do():
+    texts = TEXTS | {7: "\ufffd", 8: "\ufffd"}
+    scores = truth(IDS).where(torch.arange(SIZE) != 7, 0).log_softmax(-1)
+    assert named_by(texts, texts | {7: "bytes:\\xe2\\x80"}, scores) == named_by(texts, texts, scores)
 
 
 def test_connections_are_kept_and_no_more_are_in_flight_than_allowed():
