@@ -209,13 +209,14 @@ class RemoteBase:
     def _client(self) -> httpx2.AsyncClient:
         import httpx2
 
-        local = urlsplit(self.settings.url).hostname in ("127.0.0.1", "localhost", "::1")
+        parts = urlsplit(self.settings.url)
+        local = parts.hostname in ("127.0.0.1", "localhost", "::1")
         most = self.settings.in_flight
         return httpx2.AsyncClient(
             timeout=None,  # the whole of an exchange is timed, not its parts
             limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=300),
             trust_env=not local,  # a proxy of the surroundings is not for this machine's own servers
-            verify=self.settings.url.startswith("https"),  # loading certificates takes .1 s, and http has none
+            verify=parts.scheme == "https",  # loading certificates takes .1 s, and http has none
         )
 
     def _headers(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ import logging
 import time
 from types import SimpleNamespace
 
+import httpx2
 import pytest
 import torch
 import yaml
@@ -354,6 +355,14 @@ def test_every_base_of_the_configuration_is_one(name, monkeypatch):
     assert list(values) == [field for field in Remote.model_fields if field != "mode" or name == "openai"]
     settings = load(Remote, values | {"model": "m"})
     assert settings.name == name and RemoteBase(settings, dialect(name, TEXTS)).spent.requests == 0
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS", "http"])
+def test_certificates_are_asked_of_every_https(scheme, monkeypatch):
+    made = []
+    monkeypatch.setattr(httpx2, "AsyncClient", lambda **how: made.append(how))
+    RemoteBase(Remote(name="vllm", url=f"{scheme}://host"), dialect("vllm"))._client()
+    assert made[0]["verify"] is (scheme != "http")
 
 
 def test_a_server_that_is_not_there_is_told_in_one_line():
