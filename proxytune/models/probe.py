@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from proxytune.errors import ModelError
-from proxytune.models.remote import BudgetSpent, RemoteBase
+from proxytune.models.remote import BudgetSpent, RemoteBase, Unreachable
 from proxytune.models.replies import BadReply, Query, Told
 
 WOBBLE = 0.02  # nats that a score may change by when it is asked for again; more is no rounding
@@ -321,10 +321,10 @@ class _Examiner:
 
 
 async def _unless_refused(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """An answer; None where the server refuses or cannot be understood. The budget still holds."""
+    """An answer; None where the server refuses or cannot be understood. An outage is no refusal."""
     try:
         return await ask()
-    except BudgetSpent:
+    except (BudgetSpent, Unreachable):
         raise
     except ModelError:
         return None

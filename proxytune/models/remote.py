@@ -1,8 +1,8 @@
 """A base behind HTTP: asks a server for scores, again where that can help, within a budget.
 
-Faults that can pass (no connection, time-outs, 408, 409, 429, 5xx, an answer that broke off) are asked again after
-pauses that double, with jitter, and no sooner than Retry-After says. Everything else costs one request. The key is read
-from the environment when a request is sent; it is in no attribute, message or log.
+Faults that can pass (no connection, time-outs, 408, 409, 429, 5xx but 501, an answer that broke off) are asked again
+after pauses that double, with jitter, and no sooner than Retry-After says. Everything else costs one request. The key
+is read from the environment when a request is sent; it is in no attribute, message or log.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ SPARE_BYTES = 1 << 20  # of an answer, for what is not scores, the prompt's text
 
 class BudgetSpent(ModelError):
     """The next request would go beyond base.max_requests or base.max_tokens; it was not sent."""
+
+
+class Unreachable(ModelError):
+    """No answer, though faults that can pass were asked again: it says nothing of what the server can do."""
 
 
 class Passing(ModelError):
@@ -102,8 +106,8 @@ class RemoteBase:
     async def ask(self, query: Query) -> list[Told]:
         """What the server tells of each position of the query.
 
-        Raises BadReply for an answer that cannot be believed, BudgetSpent before going beyond the budget, ModelError
-        where there is no answer.
+        Raises BadReply for an answer that cannot be believed, BudgetSpent before going beyond the budget, Unreachable
+        where there is no answer, ModelError where it is refused.
         """
         body = self.dialect.body(query, self.settings.model)
         entries = len(query.chosen) or query.top + 2 + len(query.beside)
@@ -137,13 +141,15 @@ class RemoteBase:
                 except Passing as passing:
                     fault = passing
                 if fault.wait > LONGEST_WAIT:
-                    raise self._error(f"{fault.what}, and asks to wait {fault.wait:.0f} s", "try again later")
+                    what = f"{fault.what}, and asks to wait {fault.wait:.0f} s"
+                    raise self._error(what, "try again later", Unreachable)
                 if attempt + 1 < tries:
                     self.spent.retries += 1
                     await asyncio.sleep(self._pause(attempt, fault.wait))
         raise self._error(
             f"{fault.what}, {tries} times in a row",
             "see whether the server runs, then run again: finished work is kept",
+            Unreachable,
         )
 
     async def _once(self, method: str, path: str, body: Any, most: int) -> Any:
@@ -173,9 +179,9 @@ class RemoteBase:
         """Raise what a status other than 200 means."""
         code, said = answer.status_code, self._safe(_message(data))
         what = f"the server answered {code}" + (f": {said}" if said else "")
-        if code in (408, 409, 429) or code >= 500:
+        if code in (408, 409, 429) or (code >= 500 and code != 501):
             if "insufficient_quota" in what:
-                raise self._error(what, "the account's money is spent")
+                raise self._error(what, "the account's money is spent", Unreachable)
             raise Passing(what, _retry_after(answer.headers.get("retry-after")))
         if code in (401, 403):
             named = self.settings.key_variable
@@ -241,8 +247,8 @@ class RemoteBase:
         text = text.replace(key, "***") if key else text
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
 
-    def _error(self, what: str, hint: str) -> ModelError:
-        return ModelError(f"{self.settings.url}: {what}", hint)
+    def _error(self, what: str, hint: str, kind: type[ModelError] = ModelError) -> ModelError:
+        return kind(f"{self.settings.url}: {what}", hint)
 
 
 def _kind(error: Exception) -> str:

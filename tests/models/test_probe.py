@@ -11,7 +11,7 @@ from proxytune.errors import ModelError
 from proxytune.models.dialects import dialect
 from proxytune.models.loading import load_tokenizer
 from proxytune.models.probe import Abilities, Probe, probe
-from proxytune.models.remote import BudgetSpent, RemoteBase
+from proxytune.models.remote import BudgetSpent, RemoteBase, Unreachable
 from proxytune.settings import ModelRef, Remote, load
 from tests.remote import faults
 from tests.remote.server import MODEL, Server
@@ -88,6 +88,25 @@ def test_the_context_is_found_where_the_server_tells_of_it(name, longest):
 def test_a_context_that_is_no_length_is_none(said):
     with serving("vllm", longest=said) as server:
         assert examine(server).abilities.longest is None
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("vllm", "/v1/models"), ("sglang", "/get_model_info"), ("llamacpp", "/props"), ("vllm", "/tokenize")],
+)
+def test_an_outage_is_not_taken_for_what_a_server_cannot_do(name, path):
+    with serving(name) as server:
+        server.down.add(path)
+        with pytest.raises(Unreachable, match="503: down, 7 times in a row"):
+            examine(server)
+
+
+@pytest.mark.parametrize("before", [0, 4, 8, 10])
+def test_an_outage_in_the_midst_of_the_tests_shrinks_no_ability(before):
+    with serving("vllm") as server:
+        server.faults = [*[None] * before, *[faults.status(500)] * 7]
+        with pytest.raises(Unreachable, match="7 times in a row"):
+            examine(server)
 
 
 def test_scores_after_temperature_are_told():

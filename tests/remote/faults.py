@@ -154,6 +154,7 @@ LASTING: dict[str, Fault] = {
     "413": status(413),
     "422": status(422),
     "429, no money": status(429, {"error": {"message": "pay", "code": "insufficient_quota"}}),
+    "501": status(501),
     "503 until next year": status(503, Retry_After="9999999"),
     "nothing": body(b""),
     "HTML": body(b"<html>Welcome</html>"),

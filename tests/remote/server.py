@@ -25,6 +25,7 @@ class Server(ThreadingHTTPServer):
     faults are used up one a request, and `luck` says what becomes of every other; `lie` changes honest answers. asked:
     the bodies of requests for scores. most_top, chosen, prompt_scores: what this server can do; told: whether it tells
     scores at all (openai). after: scores are taken after temperature and bias. longest: the context that it tells of.
+    down: paths that are answered 503.
     """
 
     daemon_threads = True
@@ -42,7 +43,8 @@ class Server(ThreadingHTTPServer):
         self.told = abilities.pop("told", True)
         self.longest = abilities.pop("longest", None)
         assert not abilities
-        self.faults: list[Fault] = []
+        self.faults: list[Fault | None] = []
+        self.down: set[str] = set()
         self.luck: Callable[[], Fault | None] = lambda: None
         self.lie: Callable[[dict[str, Any], dict[str, Any]], Any] = lambda reply, body: reply
         self.asked: list[dict[str, Any]] = []
@@ -182,6 +184,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.connections += 1
 
     def do_GET(self) -> None:
+        if self.path in self.server.down:
+            return self.reply(503, {"error": {"message": "down"}})
         if self.path == "/v1/models":
             told = {} if self.server.dialect in ("llamacpp", "openai") else {"max_model_len": self.server.longest}
             return self.reply(200, {"data": [{"id": MODEL, **told}]})
@@ -193,6 +197,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path in self.server.down:
+            return self.reply(503, {"error": {"message": "down"}})
         if self.path == "/tokenize" and self.server.tokenizer:
             text = body.get("prompt", body.get("content"))
             return self.reply(200, {"tokens": self.server.tokenizer(text, add_special_tokens=False).input_ids})
