@@ -145,6 +145,27 @@ def test_scores_that_change_once_when_a_prompt_is_cached_raise_the_tolerance():
         assert found.likeness == examine(server).likeness[: len(found.likeness)]
 
 
+def off_by_id(reply, body):
+    """Scores of chosen ids are off by .015."""
+    meta = reply["meta_info"]
+    if body["token_ids_logprob"] and body["logprob_start_len"] == -1:
+        meta["output_token_ids_logprobs"] = [[[e[0] - 0.015, *e[1:]] for e in meta["output_token_ids_logprobs"][0]]]
+    return reply
+
+
+def off_in_a_long_list(reply, body):
+    if body["n_probs"] > TOP:
+        faults.put(reply, [[token, score - 0.015] for token, score in faults.pairs(reply)])
+    return reply
+
+
+@pytest.mark.parametrize(("name", "lie"), [("sglang", off_by_id), ("llamacpp", off_in_a_long_list)])
+def test_what_is_let_pass_in_any_list_of_scores_is_tolerated(name, lie):
+    with serving(name) as server:
+        server.lie = lie
+        assert examine(server).abilities.tolerance == pytest.approx(0.03)
+
+
 def add_bos(reply, body):
     reply["usage"]["prompt_tokens"] += 1
     return reply
