@@ -164,7 +164,7 @@ class RemoteBase:
                     data += part
                     if len(data) > most:
                         raise self._error(f"the answer is larger than {most} bytes", "this is no server of scores")
-        except httpx2.LocalProtocolError:
+        except (httpx2.LocalProtocolError, httpx2.InvalidURL):
             raise self._error("the request cannot be sent as HTTP", "check base.url and the key's variable") from None
         except (httpx2.TransportError, httpx2.StreamError) as error:
             raise Passing(_kind(error)) from None
@@ -218,12 +218,19 @@ class RemoteBase:
         parts = urlsplit(self.settings.url)
         local = parts.hostname in ("127.0.0.1", "localhost", "::1")
         most = self.settings.in_flight
-        return httpx2.AsyncClient(
-            timeout=None,  # the whole of an exchange is timed, not its parts
-            limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=300),
-            trust_env=not local,  # a proxy of the surroundings is not for this machine's own servers
-            verify=parts.scheme == "https",  # loading certificates takes .1 s, and http has none
-        )
+        try:
+            return httpx2.AsyncClient(
+                timeout=None,  # the whole of an exchange is timed, not its parts
+                limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=300),
+                trust_env=not local,  # a proxy of the surroundings is not for this machine's own servers
+                verify=parts.scheme == "https",  # loading certificates takes .1 s, and http has none
+            )
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL):  # a message that may quote a proxy's password
+            raise SettingsError(
+                "the proxy or certificates that the environment names cannot be used (ALL_PROXY, HTTPS_PROXY, "
+                "HTTP_PROXY, SSL_CERT_FILE)",
+                "name an http:// proxy (SOCKS needs the package socksio), or unset them",
+            ) from None
 
     def _headers(self) -> dict[str, str]:
         key = self._key()
@@ -284,7 +291,7 @@ def _retry_after(value: str | None) -> float:
     except ValueError:
         try:
             return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 import time
 from types import SimpleNamespace
 
@@ -363,6 +364,23 @@ def test_certificates_are_asked_of_every_https(scheme, monkeypatch):
     monkeypatch.setattr(httpx2, "AsyncClient", lambda **how: made.append(how))
     RemoteBase(Remote(name="vllm", url=f"{scheme}://host"), dialect("vllm"))._client()
     assert made[0]["verify"] is (scheme != "http")
+
+
+@pytest.mark.parametrize("proxy", ["socks5://user:hunter2@127.0.0.1:9", "gopher://user:hunter2@127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(proxy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    base = RemoteBase(Remote(name="vllm", url="http://host"), dialect("vllm"))
+    with pytest.raises(SettingsError, match="ALL_PROXY") as error:
+        asyncio.run(asking(base, Query(IDS, TOP)))
+    assert "hunter2" not in str(error.value)
+
+
+def test_an_address_that_is_none_is_told_in_one_line():
+    base = RemoteBase(Remote(name="vllm", url="http://host"), dialect("vllm"))
+    base.settings = base.settings.model_copy(update={"url": "http://a" + "b" * 70 + ".\u00e9"})
+    with pytest.raises(ModelError, match="cannot be sent as HTTP"):
+        asyncio.run(asking(base, Query(IDS, TOP)))
 
 
 def test_a_server_that_is_not_there_is_told_in_one_line():

@@ -135,6 +135,7 @@ PASSING: dict[str, Fault] = {
     "429": status(429),
     "429, asks to wait": status(429, Retry_After="0"),
     "429, asks for nonsense": status(429, Retry_After="soon"),
+    "429, asks for no date": status(429, Retry_After="1 Jan 2020 00:00 +99999999999999999999"),
     "500": status(500),
     "502 with HTML": lambda handler, reply: handler.send(502, b"<html>Bad Gateway</html>"),
     "503 until a date": lambda handler, reply: handler.reply(503, {}, Retry_After=formatdate(time.time(), usegmt=True)),
