@@ -10,6 +10,7 @@ import functools
 import os
 import struct
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,8 @@ from typing import Any, Literal
 from proxytune.settings import Tracker
 from proxytune.tracking import server
 
-INIT_SECONDS = 10.0
+START_SECONDS = 3.5  # for the probe and an online start, which waits for one answer more
+INIT_SECONDS = 10.0  # for an offline start, which waits for wandb's own process alone
 FINISH_SECONDS = 30.0  # then the rest of an online run stays on disk
 HEADER, BLOCK = 7, 1 << 15  # bytes; wandb's files are LevelDB logs after a header of its own
 REGISTRIES = ("model", "dataset")  # the kinds that W&B keeps a registry for
@@ -41,25 +43,36 @@ def open_mirror(tracker: Tracker, outputs: Path, *, run_id: str, **described: An
     if mode == "disabled":
         return None
     folder = keep_under(outputs)
-    reason = "WANDB_MODE says so" if mode in ("offline", "dryrun") else server.trouble()
     options = dict(described, id=run_id, name=run_id, project=tracker.project, entity=tracker.entity, dir=folder.parent)
-    if reason is None:
-        try:
-            return Mirror(_init("online", options))
-        except Exception as error:
-            reason = f"it could not start: {' '.join(f'{type(error).__name__} {error}'.split())}"
-            _forget()
+    if mode in ("offline", "dryrun"):
+        reason = "WANDB_MODE says so"
+    else:
+        began, lost = time.monotonic(), _lost(server.base_url(), server.api_key())
+        reason = lost[0] if lost else server.trouble()
+        if reason is None:
+            try:
+                return Mirror(_init("online", options, START_SECONDS - (time.monotonic() - began)))
+            except Exception as error:
+                reason = f"it could not start: {' '.join(f'{type(error).__name__} {error}'.split())}"
+                _forget()
+        lost[:] = [reason]
     _tell(f"W&B is offline ({reason}): runs are kept in {folder}, `make sync` uploads them")
     return Mirror(_init("offline", options))
 
 
-def _init(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
+@functools.cache
+def _lost(url: str, key: str | None) -> list[str]:
+    """Why a run of this process could not use the server, once that was so: it costs the later ones no time."""
+    return []
+
+
+def _init(mode: Literal["online", "offline"], options: dict[str, Any], seconds: float = INIT_SECONDS) -> Any:
     import wandb
 
     settings = wandb.Settings(
         silent=True,
         console="off",
-        init_timeout=INIT_SECONDS,
+        init_timeout=seconds,
         finish_timeout=FINISH_SECONDS,
         finish_timeout_raises=True,
         disable_git=True,  # the record knows the commit of this code; wandb would find that of the current folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import configparser
-import functools
 import json
 import netrc
 import os
@@ -50,22 +49,30 @@ def api_key() -> str | None:
 
 
 def trouble() -> str | None:
-    """Why the server cannot be used now, in a few words, or None. Asked once per process, server and key."""
+    """Why the server cannot be used now, in a few words, or None."""
     key = api_key()
     return _ask(base_url(), key) if key else "there is no key: set WANDB_API_KEY or run `wandb login`"
 
 
-@functools.cache
 def _ask(url: str, key: str) -> str | None:
-    answer = [f"{url} did not answer within {PROBE_SECONDS:.0f} s"]
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # no more: there may be a password before it
+    answer = [f"{shown} did not answer within {PROBE_SECONDS:.0f} s"]
     # A thread, because looking a name up may hang for longer than any socket timeout.
-    asking = threading.Thread(target=lambda: answer.append(_probe(url, key) or ""), daemon=True)
+    asking = threading.Thread(target=lambda: answer.append(_probe(url, shown, key) or ""), daemon=True)
     asking.start()
     asking.join(PROBE_SECONDS)
     return answer[-1] or None
 
 
-def _probe(url: str, key: str) -> str | None:
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """The key goes to nobody else."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl) -> None:
+        return None
+
+
+def _probe(url: str, shown: str, key: str) -> str | None:
     request = urllib.request.Request(
         f"{url}/graphql",
         data=json.dumps({"query": "query Viewer { viewer { id } }"}).encode(),
@@ -75,10 +82,13 @@ def _probe(url: str, key: str) -> str | None:
         },
     )
     try:
-        with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as reply:
+        # The thread is given up before its socket is, so that one line tells of both.
+        with urllib.request.build_opener(_Stay).open(request, timeout=2 * PROBE_SECONDS) as reply:
             known = json.load(reply)["data"]["viewer"]
     except urllib.error.HTTPError as error:
-        return f"{url} answered {error.code} {error.reason}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{url} cannot be reached: {' '.join(str(error).split())}"
-    return None if known else f"{url} does not know the key"
+        return f"{shown} answered {error.code} {error.reason}"
+    except OSError as error:
+        return f"{shown} cannot be reached: {' '.join(str(error).split())}"
+    except Exception as error:  # its message may quote the address, or whatever came as an answer
+        return f"{shown} is no W&B server ({type(error).__name__})"
+    return None if known else f"{shown} does not know the key"

@@ -15,7 +15,8 @@ KEY = "c0ffee5eed" * 4
 class Server(ThreadingHTTPServer):
     """`runs` maps the id of every run that arrived to its files' lines; `operations` lists what was asked for.
 
-    broken: operations that are refused. status: what everything is answered with, where it is given.
+    broken: operations that are refused. failing: those that are answered 500. silent: those that are never answered
+    ("*": nothing is). status, raw: what everything is answered with, where they are given.
     """
 
     daemon_threads = True
@@ -27,8 +28,16 @@ class Server(ThreadingHTTPServer):
         self.operations: list[tuple[str, dict[str, Any]]] = []
         self.artifacts: set[str] = set()
         self.broken: set[str] = set()
+        self.failing: set[str] = set()
+        self.silent: set[str] = set()
+        self.over = threading.Event()
         self.status: int | None = None
+        self.raw = b""
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def shutdown(self) -> None:
+        self.over.set()
+        super().shutdown()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are no news."""
@@ -99,6 +108,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if "*" in self.server.silent:
+            self.server.over.wait()
+        if self.server.raw:
+            self.close_connection = True
+            self.wfile.write(self.server.raw)
+            return
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         self._reply(*((self.server.status, {}) if self.server.status else self._handle(body)))
@@ -109,6 +124,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/graphql"):
             asked = json.loads(body)
             operation = re.search(r"\b(?:query|mutation)\s+(\w+)", asked["query"])[1]
+            if operation in self.server.silent:
+                self.server.over.wait()
+            if operation in self.server.failing:
+                return 500, {}
             if operation in self.server.broken:
                 return 400, {"errors": [{"message": "broken on purpose"}]}
             return 200, {"data": self.server.answer(operation, asked.get("variables") or {})}
