@@ -15,6 +15,18 @@ from proxytune.settings import Method
 if TYPE_CHECKING:
     from trl import DPOConfig, SFTConfig
 
+# Fields that a training is not given, by how their names begin, and what does it instead: TRL loads by them what we do
+# not look at, model code among it, or sends what was trained to where nobody who runs the command may have meant.
+OURS = {
+    "chat_template_path": "family.chat_template names a model or a .jinja file",
+    "model_init_kwargs": "the model is loaded before: see family and peft",
+    "trust_remote_code": "code that comes with a model is never run",
+    "push_to_hub": "proxytune registry push",
+    "hub_": "proxytune registry push",
+    "report_to": "tracker=wandb, local or none",
+    "trackio_": "tracker=wandb, local or none",
+}
+
 
 def kind_of(method: Method) -> type[SFTConfig] | type[DPOConfig]:
     """TRL's configuration of a method."""
@@ -26,7 +38,8 @@ def kind_of(method: Method) -> type[SFTConfig] | type[DPOConfig]:
 def given(method: Method, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What the user gives over the family's `defaults`, of which those count that TRL has, in the types that TRL wants.
 
-    Raises SettingsError for a field that does not exist or cannot be of its type. Nothing of a GPU is touched.
+    Raises SettingsError for a field that does not exist, cannot be of its type, or is not a training's to set (`OURS`).
+    Nothing of a GPU is touched.
     """
     kind = kind_of(method)
     known = {field.name for field in dataclasses.fields(kind) if field.init}
@@ -37,7 +50,11 @@ def given(method: Method, defaults: Mapping[str, Any] | None = None) -> dict[str
                 f"unknown key method.{key}: TRL's {kind.__name__} has no such field",
                 did_you_mean(key, known | set(Method.model_fields)),
             )
-    return _typed(kind, {key: value for key, value in (defaults or {}).items() if key in known} | fields)
+    asked = {key: value for key, value in (defaults or {}).items() if key in known} | fields
+    for key in asked:
+        if instead := next((OURS[start] for start in OURS if key.startswith(start)), None):
+            raise SettingsError(f"{'method' if key in fields else 'family.training'}.{key} cannot be set", instead)
+    return _typed(kind, asked)
 
 
 def configure(

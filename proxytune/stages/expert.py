@@ -51,7 +51,7 @@ def run(settings: Settings, expect: Callable[[sources.Dataset, Beginning], None]
         settings.name or (settings.task.name if settings.model == "small" else f"{settings.task.name}-tuned")
     )
     with quiet():
-        fields.given(settings.method)  # a wrong one is told before there is a record of the run
+        fields.given(settings.method, settings.family.training)  # before there is a record of the run
     settings = settings.model_copy(update={"launch": launch.resolved(settings.launch)})
     prepared = prepare(settings)
     data, parent, work = prepared.data, prepared.parent, prepared.work

@@ -179,6 +179,24 @@ def test_a_field_that_trl_does_not_have_or_refuses_is_told(tmp_path, given, told
         configured(tmp_path, **given)
 
 
+@pytest.mark.parametrize("source", ["method", "family.training"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"chat_template_path": "org/model"},
+        {"trust_remote_code": True},
+        {"model_init_kwargs": {"trust_remote_code": True}},
+        {"push_to_hub": True},
+        {"hub_token": "hf_x"},
+        {"report_to": "all"},
+        {"trackio_space_id": "org/space"},
+    ],
+)
+def test_no_field_loads_or_sends_what_nobody_looks_at(given, source):
+    with pytest.raises(SettingsError, match=rf"^{source}\.{next(iter(given))} cannot be set"):
+        fields.given(Method(**given)) if source == "method" else fields.given(Method(), given)
+
+
 @pytest.mark.parametrize(
     "given, when",
     [
