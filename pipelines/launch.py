@@ -42,6 +42,8 @@ def launch(stage: str, arguments: Sequence[str], command: str) -> int:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
+    from pipelines.loader import Loader
+
     flags = parser(stage)
     options = flags.parse_intermixed_args(arguments)
     if reference := getattr(options, "from_manifest", None):
@@ -51,6 +53,7 @@ def launch(stage: str, arguments: Sequence[str], command: str) -> int:
     with initialize_config_dir(str(resource("conf")), job_name=stage, version_base="1.3"):
         engine = GlobalHydra.instance().hydra
         assert engine is not None
+        engine.config_loader = Loader(engine.config_loader.get_search_path())
         prefer_modest_launchers()
         with refusals.in_one_line(engine, stage, options.overrides, search):
             if options.cfg:

@@ -129,6 +129,37 @@ def test_configuration_makes_no_objects(text, tmp_path, monkeypatch, capsys):
     assert len(told.splitlines()) == 1 and [path.name for path in tmp_path.iterdir()] == ["conf"]
 
 
+MADE = "{_target_: pathlib.Path.touch, self: {_target_: pathlib.Path, _args_: [ran]}}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"callbacks: {{mine: {MADE}}}",
+        f"sweeper: {{params: {{alpha: [{MADE}]}}}}",
+        "job: {env_set: {HF_ENDPOINT: 'http://127.0.0.1:9'}}",
+        *(
+            f"{name}: {{root: {{handlers: [mine]}}, handlers: {{mine: {{class: logging.FileHandler, filename: ran}}}}}}"
+            for name in ("hydra_logging", "job_logging")
+        ),
+        "callbacks: ${made}",
+    ],
+)
+@pytest.mark.parametrize("how", [["decode=mine"], ["-m", "decode=mine"], ["-m", "decode=greedy,mine"]])
+def test_configuration_makes_no_objects_of_hydra_s_own_settings_either(text, how, tmp_path, monkeypatch, capsys):
+    from pipelines import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.decode.run", lambda values: None)
+    (tmp_path / "conf" / "decode").mkdir(parents=True)
+    mine = f"# @package _global_\nhydra:\n  {text}\nmade: {{mine: {MADE}}}\n"
+    (tmp_path / "conf" / "decode" / "mine.yaml").write_text(mine)
+    assert cli.main(["decode", "--config-dir", "conf", *how, "prompt=a"]) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and "no configuration makes objects" in told
+    assert not (tmp_path / "ran").exists() and "HF_ENDPOINT" not in os.environ
+
+
 CANARIES = {
     name: f"canary-{number}-{'k3y' * 10}"
     for number, name in enumerate(("HF_TOKEN", "OPENAI_API_KEY", "PROXYTUNE_API_KEY", "ANTHROPIC_API_KEY"))
