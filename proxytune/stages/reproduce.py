@@ -29,6 +29,11 @@ def run(reference: str, changes: Mapping[str, Any], command: str) -> Expert:
     outputs = Path(str(changes.get("outputs", "outputs")))
     like = Registry(outputs / "registry").resolve(reference)
     settings = load(Settings, _values(like.manifest, changes) | {"outputs": outputs, "command": command})
+    if settings.method.name not in training.METHODS:  # nothing of it would be held against the manifest
+        raise RegistryError(
+            f"the manifest of {like.reference} says method={settings.method.name}, which makes no single expert",
+            f"only one that was tuned by {' or '.join(training.METHODS)} can be trained again",
+        )
     now = record.code_version()
     if (now["version"], now["commit"]) != (like.manifest.code.version, like.manifest.code.commit):
         made = f"{like.manifest.code.version} at commit {like.manifest.code.commit}"
@@ -72,6 +77,8 @@ def told(like: Expert, made: Expert) -> str:
 def _values(like: Manifest, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's settings with the user's changes; a word for a section is its name, as in tracker=none."""
     values: dict[str, Any] = {**like.config, "name": like.name}
+    if like.origins:
+        values["tracker"] = {}  # somebody else's project and team
     if like.lineage:
         values["from"] = like.lineage[-1].reference  # code@latest, say, means another one by now
     for key, change in changes.items():

@@ -64,6 +64,32 @@ def test_another_checkpoint_under_the_same_name_is_refused(place, tmp_path, monk
     assert registry.versions("qa") == [1]
 
 
+def poisoned(place, **changes: Any):
+    registry = Registry(place.outputs / "registry")
+    like = registry.resolve("qa@v1")
+    like.manifest.model_copy(update={"config": like.manifest.config | changes}).write(like.folder)
+
+
+def test_a_manifest_that_asks_for_a_self_rewarding_run_is_refused_before_anything_is_asked(place, monkeypatch):
+    """Nobody would hold its rows and models against the manifest, and its judge may be anybody's server."""
+    judge = {"by": "m", "url": "https://nowhere.invalid/v1", "key": "HF_TOKEN"}
+    poisoned(place, method={"name": "self_rewarding", "judge": judge})
+    monkeypatch.setattr("proxytune.stages.self_rewarding.method.run", lambda settings: pytest.fail("it ran"))
+    with pytest.raises(RegistryError, match="the manifest of qa@v1 says method=self_rewarding"):
+        again(place)
+
+
+def test_the_tracker_of_somebody_else_s_manifest_is_not_taken(place):
+    tracker = {"name": "wandb", "entity": "strangers", "project": "theirs"}
+    manifest = Registry(place.outputs / "registry").resolve("qa@v1").manifest
+    manifest = manifest.model_copy(update={"config": manifest.config | {"tracker": tracker}})
+    origin = {"reference": "qa@v1", "source": "hub:org/qa", "manifest": "0" * 64}
+    imported = manifest.model_validate(manifest.model_dump() | {"origins": [origin]})
+    assert reproduce._values(manifest, {})["tracker"] == tracker
+    assert reproduce._values(imported, {})["tracker"] == {}
+    assert reproduce._values(imported, {"tracker": "none"})["tracker"] == {"name": "none"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
