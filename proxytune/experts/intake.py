@@ -21,12 +21,15 @@ from proxytune import files
 from proxytune.errors import RegistryError, StorageError
 from proxytune.experts.manifest import FILENAME, Manifest, Origin
 from proxytune.experts.registry import Expert, Registry
+from proxytune.files import read_json
 
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".md", ".model")  # .model: a SentencePiece vocabulary
 MANIFEST_BYTES = 16 << 20
 TEXT_BYTES = 256 << 20  # of a file that is read whole, such as a tokenizer
 HEADER_BYTES = 100_000_000  # what the safetensors format itself allows
 FILES = 10_000
+ADAPTER = "adapter_config.json"
+NEEDED = {"lora": (ADAPTER, "adapter_model.safetensors"), "full": ("config.json",)}
 NAME_BYTES = 100  # what a tar header holds
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # could paint over a terminal
@@ -61,8 +64,17 @@ class Intake:
         _look_into(target, name, self.where)
 
     def finish(self) -> None:
+        """All is there, and of the kind that the manifest tells: else a loader would look for the rest elsewhere."""
         if self._missing:
             raise refused(self.where, f"{next(iter(self._missing))} is missing")
+        for name in NEEDED[kind := self.manifest.kind]:
+            if name not in self.manifest.files:
+                raise refused(self.where, f"it is of the kind {kind} and has no {name}")
+        if kind == "full" and ADAPTER in self.manifest.files:
+            raise refused(self.where, f"it is of the kind full and has an {ADAPTER}")
+        told = read_json(self.folder / ADAPTER) if kind == "lora" else None
+        if told is not None and (not isinstance(told, dict) or told.get("peft_type") != "LORA"):
+            raise refused(self.where, f"{ADAPTER} is not that of a LoRA adapter")
 
 
 def read_manifest(raw: bytes, where: str) -> Manifest:

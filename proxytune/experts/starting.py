@@ -12,7 +12,7 @@ from typing import Literal
 
 from proxytune.errors import SettingsError, require
 from proxytune.files import read_json
-from proxytune.models.loading import load_model, load_tokenizer
+from proxytune.models.loading import adapter_told, load_model, load_tokenizer
 from proxytune.models.quiet import quiet
 from proxytune.settings import ModelRef, Peft
 
@@ -47,7 +47,7 @@ class Start:
         from peft import PeftModel
 
         model = load_model(self.ref.model_copy(update={"quantization": quantization}), dtype)
-        with quiet():
+        with adapter_told(self.folder), quiet():
             return PeftModel.from_pretrained(model, str(self.folder), is_trainable=True)
 
     def merged(self, dtype: str, quantization: Literal["4bit"] | None = None):
@@ -73,12 +73,12 @@ def check_peft(peft: Peft) -> None:
 
 def continued(peft: Peft, folder: Path) -> Peft:
     """The settings of an adapter that is tuned on: its own shape, whatever else was asked for."""
-    written = read_json(folder / "adapter_config.json")
-    targets = written["target_modules"]
-    shape = {key: written[key] for key in ("r", "lora_alpha", "lora_dropout")}
-    return peft.model_copy(
-        update={**shape, "target_modules": sorted(targets) if isinstance(targets, list) else targets}
-    )
+    with adapter_told(folder):
+        written = read_json(folder / "adapter_config.json")
+        targets = written["target_modules"]
+        shape = {key: written[key] for key in ("r", "lora_alpha", "lora_dropout")}
+        shape["target_modules"] = sorted(targets) if isinstance(targets, list) else targets
+        return peft.model_copy(update=shape)
 
 
 def tokenizer_for(ref: ModelRef, chat_template: str | None, chat: bool):

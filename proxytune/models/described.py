@@ -58,9 +58,9 @@ def describe(ref: ModelRef, *, weights: bool = True) -> Described:
 
     where, config, generation = locate(ref), None, None
     file = {"gguf_file": ref.gguf_file} if ref.gguf_file else {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(Exception):  # broken files raise nearly anything; loading tells of them
         config = AutoConfig.from_pretrained(where, revision=ref.revision, trust_remote_code=False, **file)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(Exception):
         generation = GenerationConfig.from_pretrained(where, revision=ref.revision or "main")
     return Described(config, generation, _stored(where, ref) if weights else Counter())
 
@@ -75,7 +75,7 @@ def _stored(where: str, ref: ModelRef) -> Counter[str]:
         folder = Path(cached).parent if isinstance(cached, str) else folder
     adapter = folder / "adapter_model.safetensors"
     folder = adapter if adapter.is_file() else folder
-    with contextlib.suppress(Exception):  # broken files raise nearly anything; then it is not known
+    with contextlib.suppress(Exception):
         return Counter(get_local_safetensors_metadata(folder).parameter_count)
     if not Path(where).is_dir():
         with contextlib.suppress(Exception):

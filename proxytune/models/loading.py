@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Generator
 from importlib import import_module
@@ -18,6 +19,7 @@ from proxytune.models.quiet import quiet
 from proxytune.settings import ModelRef
 
 EMBEDDED = "embedded:"
+WHERE_FROM = "check the name and revision, log in with `hf auth login` for gated models, or give a local folder"
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # a warning of transformers; we refuse such prompts
 
 
@@ -38,7 +40,7 @@ def load_tokenizer(ref: ModelRef):
     """The model's tokenizer. Raises ModelError in one line where it cannot be had."""
     from transformers import AutoTokenizer
 
-    with _told(ref):
+    with told(_named(ref)):
         # said, not left open: where nothing is said, transformers asks at a terminal whether to run the model's code
         named = {"revision": ref.revision, "trust_remote_code": False, **_file(ref)}
         found: Any = AutoTokenizer.from_pretrained(locate(ref), **named)
@@ -49,13 +51,15 @@ def load_tokenizer(ref: ModelRef):
 def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
     """The model with evaluation numerics; a LoRA adapter is merged into its weights.
 
-    dtype auto: what the checkpoint says on a GPU, float32 on a CPU. Pickled weights are refused.
+    dtype auto: what the checkpoint says on a GPU, float32 on a CPU. Pickled weights are refused, and so is a checkpoint
+    that names other weights than its own.
     """
     from transformers import AutoModelForCausalLM
 
     device = ref.device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = (torch.float32 if device == "cpu" else "auto") if dtype == "auto" else getattr(torch, dtype)
-    with _told(ref), quiet():
+    with told(_named(ref)), quiet():
+        _check_whole(ref)
         model = AutoModelForCausalLM.from_pretrained(
             locate(ref),
             revision=ref.revision,
@@ -68,7 +72,8 @@ def load_model(ref: ModelRef, dtype: str = "auto", adapter: Path | None = None):
         if adapter is not None:
             from peft import PeftModel
 
-            tuned = PeftModel.from_pretrained(model, str(adapter))
+            with adapter_told(adapter):
+                tuned = PeftModel.from_pretrained(model, str(adapter))
             _untie(model)
             model = tuned.merge_and_unload()
         # Weights that were quantised or spread while loading stay where they were put.
@@ -116,8 +121,33 @@ def _few_bits(name: str) -> Any:
     )
 
 
+def _check_whole(ref: ModelRef) -> None:
+    """ModelError where the files beside the weights name others to be read: of another model, pickled, or elsewhere.
+
+    transformers would take them, and no hash of this model covers them.
+    """
+    from transformers.utils import cached_file
+
+    def read(name: str) -> dict[str, Any] | None:
+        found = cached_file(locate(ref), name, revision=ref.revision, _raise_exceptions_for_missing_entries=False)
+        return json.loads(Path(found).read_text("utf-8")) if found else None
+
+    if read("adapter_config.json") is not None:
+        what = f"{ref.model} has an adapter_config.json, so it is an adapter and no whole model"
+        raise ModelError(what, "merge it into its model, or take the file away from a whole one")
+    index, config = read("model.safetensors.index.json") or {}, read("config.json") or {}
+    for name in (config.get("transformers_weights") or "model.safetensors", *index.get("weight_map", {}).values()):
+        if Path(name).name != name or not name.endswith((".safetensors", ".safetensors.index.json")):
+            what = f"{ref.model} names {name} for its weights"
+            raise ModelError(what, "weights are taken as .safetensors beside its config.json alone")
+
+
+def _named(ref: ModelRef) -> str:
+    return f"the model {ref.model}" + (f" at revision {ref.revision}" if ref.revision else "")
+
+
 @contextlib.contextmanager
-def _told(ref: ModelRef) -> Generator[None]:
+def told(what: str, hint: str = WHERE_FROM) -> Generator[None]:
     """Whatever the libraries raise for a model that cannot be had, as one line. Broken files raise nearly anything."""
     try:
         yield
@@ -126,11 +156,11 @@ def _told(ref: ModelRef) -> Generator[None]:
     except Exception as error:
         if out_of_memory(error):
             raise ModelError(
-                f"there is not enough memory for {ref.model}", "quantization=4bit, device=auto, or a smaller model"
+                f"there is not enough memory for {what}", "quantization=4bit, device=auto, or a smaller model"
             ) from error
-        name = ref.model + (f" at revision {ref.revision}" if ref.revision else "")
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise ModelError(
-            f"cannot load the model {name}: {kind}{str(error).strip().partition(chr(10))[0]}",
-            "check the name and revision, log in with `hf auth login` for gated models, or give a local folder",
-        ) from error
+        raise ModelError(f"cannot load {what}: {kind}{str(error).strip().partition(chr(10))[0]}", hint) from error
+
+
+def adapter_told(folder: Path | None) -> contextlib.AbstractContextManager[None]:
+    return told(f"the adapter {folder}", "tune or import the expert again")

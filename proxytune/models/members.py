@@ -14,7 +14,15 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from proxytune.errors import ModelError
+from proxytune.models.loading import adapter_told
 from proxytune.models.quiet import quiet
+
+# What of an adapter's configuration says how it is named and shaped: with all else as PEFT has it by default, the
+# adapter adds low-rank terms to linear layers and nothing more.
+SHAPE = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+SHAPE |= {"alpha_pattern", "lora_alpha", "lora_dropout", "r", "rank_pattern", "use_rslora"}
+SHAPE |= {"exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform", "target_modules"}
+STARTS = (True, False, "gaussian")  # other ways to begin an adapter change the weights under it, at loading too
 
 # The members of the forward that runs now in this thread; row i belongs to the (i % count)-th. 0 is the bare model.
 ACTIVE: ContextVar[tuple[int, ...]] = ContextVar("active", default=(0,))
@@ -60,7 +68,7 @@ def attach(model, adapters: Sequence[Path]) -> None:
                 f"{folder} is no plain LoRA adapter, so it cannot share its anti's weights", "load it merged"
             )
         name = str(number)
-        with quiet():
+        with adapter_told(folder), quiet():
             if wrapped is None:
                 wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
             else:
@@ -73,21 +81,18 @@ def attach(model, adapters: Sequence[Path]) -> None:
 
 def separable(folder: Path) -> bool:
     """Whether an adapter only adds low-rank terms to linear layers (no DoRA, biases, embeddings or whole modules)."""
-    from peft import PeftConfig
+    from peft import LoraConfig, PeftConfig
     from safetensors import safe_open
 
-    config = PeftConfig.from_pretrained(str(folder))
-    with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
-        names = list(weights.keys())
-    return str(config.peft_type).endswith("LORA") and not (
-        getattr(config, "use_dora", False)
-        or getattr(config, "modules_to_save", None)
-        or getattr(config, "trainable_token_indices", None)
-        or getattr(config, "lora_bias", False)
-        or getattr(config, "bias", "none") != "none"
-        or getattr(config, "fan_in_fan_out", False)
-        or any("lora_embedding_" in name for name in names)
-    )
+    with adapter_told(folder):
+        config = PeftConfig.from_pretrained(str(folder))
+        with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+            names = list(weights.keys())
+    if type(config) is not LoraConfig or any("lora_embedding_" in name for name in names):
+        return False
+    plain = LoraConfig().to_dict()
+    odd = {name for name, value in config.to_dict().items() if name not in SHAPE and value != plain[name]}
+    return not odd and config.init_lora_weights in STARTS
 
 
 def _split(layer) -> nn.Module:

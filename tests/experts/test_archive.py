@@ -27,7 +27,7 @@ from tests.experts.test_registry import draft
 TENSORS = save({"a.weight": torch.arange(64.0)})
 FILES = {
     "adapter_model.safetensors": TENSORS,
-    "adapter_config.json": b'{"r": 4}',
+    "adapter_config.json": b'{"peft_type": "LORA", "r": 4}',
     "part/chat_template.jinja": b"{{ messages }}",
 }
 
@@ -115,7 +115,7 @@ def test_a_damaged_expert_and_a_file_that_is_there_are_not_exported(registry, tm
     (tmp_path / "kept.tar").write_text("mine")
     with pytest.raises(RegistryError, match="is there already"):
         archive.write(registry, expert, tmp_path / "kept.tar")
-    (expert.folder / "adapter_config.json").write_bytes(b'{"r": 8}')
+    (expert.folder / "adapter_config.json").write_bytes(b'{"peft_type": "LORA", "r": 8}')
     with pytest.raises(RegistryError, match="its content changed"):
         archive.write(registry, expert, tmp_path / "new.tar")
     assert {path.name for path in tmp_path.iterdir()} == {"here", "kept.tar"}
@@ -222,6 +222,24 @@ def test_content_that_is_not_what_its_name_says_is_refused(target, tmp_path, nam
     assert said in refusal(target, source)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("lora", {"adapter_model.safetensors": None}, "is of the kind lora and has no adapter_model.safetensors"),
+        ("lora", {"adapter_config.json": None}, "is of the kind lora and has no adapter_config.json"),
+        ("lora", {"adapter_config.json": b'{"peft_type": "X"}'}, "is not that of a LoRA adapter"),
+        ("lora", {"adapter_config.json": b'["LORA"]'}, "is not that of a LoRA adapter"),
+        ("full", {"adapter_config.json": None}, "is of the kind full and has no config.json"),
+        ("full", {"config.json": b"{}"}, "is of the kind full and has an adapter_config.json"),
+    ],
+)
+def test_an_expert_is_of_the_kind_that_its_manifest_tells(target, tmp_path, kind, changes, said):
+    """Where one is not, the libraries look elsewhere for the rest: another model, whatever the hashes say."""
+    files = {name: content for name, content in (FILES | changes).items() if content is not None}
+    source = tar(tmp_path / "evil.tar", [("manifest.json", told(files, kind=kind)), *files.items()])
+    assert said in refusal(target, source)
+
+
 def test_members_and_manifest_must_agree(target, tmp_path):
     manifest, members = ("manifest.json", told(FILES)), list(FILES.items())
     path = tmp_path / "evil.tar"
@@ -229,8 +247,8 @@ def test_members_and_manifest_must_agree(target, tmp_path):
         "is not listed in its manifest": [manifest, *members, ("extra.json", b"{}")],
         "comes twice": [manifest, *members, members[0]],
         "is missing": [manifest, *members[:-1]],
-        "content changed": [manifest, ("adapter_config.json", b'{"r": 8}'), *members],
-        "has 9 bytes, not what": [manifest, ("adapter_config.json", b'{"r": 16}'), *members],
+        "content changed": [manifest, ("adapter_config.json", b'{"peft_type": "LORA", "r": 8}'), *members],
+        "has 30 bytes, not what": [manifest, ("adapter_config.json", b'{"peft_type": "LORA", "r": 16}'), *members],
         "does not begin with a manifest.json": [*members, manifest],
     }
     for said, content in cases.items():

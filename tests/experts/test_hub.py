@@ -100,11 +100,17 @@ def test_what_is_pushed_is_pulled_whole_at_its_commit_and_at_no_other(registry, 
     assert repo.commits[one].keys() == {".gitattributes", "README.md", "manifest.json", *FILES}
     assert hub.blobs, "weights went as a large file"
 
-    publish(registry, {"model.safetensors": TENSORS}, kind="full")
+    publish(registry, {"config.json": b"{}", "model.safetensors": TENSORS}, kind="full")
     registry.tag("code@v2", "best")
     two = pushed(command)
     assert repo.tags == {"v1": one, "v2": two, "best": two}
-    assert repo.commits[two].keys() == {".gitattributes", "README.md", "manifest.json", "model.safetensors"}
+    assert repo.commits[two].keys() == {
+        ".gitattributes",
+        "README.md",
+        "manifest.json",
+        "config.json",
+        "model.safetensors",
+    }
 
     code, out, err = command("there", "pull", f"hub={REPO}", f"revision={one}")
     assert (code, err) == (0, "") and out == f"code@v1 is registered: code@v1 of hub:{REPO} at {one}\n"
@@ -129,7 +135,7 @@ def test_what_the_hub_gives_must_be_what_the_manifest_lists(registry, hub, comma
     changed[-1] ^= 1
     poisoned = {
         "its content changed": whole | {"adapter_model.safetensors": bytes(changed)},
-        "has 3 bytes, not the 8": whole | {"adapter_config.json": b"{ }"},
+        "has 3 bytes, not the 29": whole | {"adapter_config.json": b"{ }"},
         "adapter_config.json is missing": {k: v for k, v in whole.items() if k != "adapter_config.json"},
         "has no manifest.json": {k: v for k, v in whole.items() if k != "manifest.json"},
         "is not a plain file name": whole | {"manifest.json": told({"../evil.json": b"{}"}), "../evil.json": b"{}"},

@@ -78,7 +78,7 @@ def test_without_memory_to_load_a_model_it_stops_with_a_line_and_leaves_all_as_i
     words = [*place.begin("decode"), f"base_model={{model: {large}}}"]
     before = place.tree()
     ended, units = place.run(words, program=LIMIT.format(room=room))
-    assert ended.code == 4 and f"not enough memory for {large}" in ended.err.splitlines()[-1], ended.err
+    assert ended.code == 4 and f"not enough memory for the model {large}" in ended.err.splitlines()[-1], ended.err
     assert "Traceback" not in ended.err and not units and place.tree() == before
 
 

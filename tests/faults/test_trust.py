@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from proxytune.errors import ProxytuneError
 from proxytune.evaluation import judges
@@ -60,6 +63,31 @@ def test_pickled_weights_are_refused_and_not_read(folder, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"lm_head.weight": Touch(tmp_path / "ran")}))
     assert str(folder) in refused(load_model, ModelRef(model=str(folder)))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "org/other"}),
+        ("config.json", {"transformers_weights": "adapter_model.bin"}),
+        ("config.json", {"transformers_weights": "part/model.safetensors"}),
+        ("model.safetensors.index.json", {"metadata": {}, "weight_map": {"lm_head.weight": "adapter_model.bin"}}),
+        ("model.safetensors.index.json", {"metadata": {}, "weight_map": {"lm_head.weight": "../model.safetensors"}}),
+    ],
+)
+def test_a_model_whose_files_name_other_weights_is_refused(folder, name, written):
+    """No hash of the model covers those, and they may be pickled."""
+    shutil.copy(folder / "model.safetensors", folder.parent)
+    shutil.copytree(folder, folder / "part")
+    torch.save(load_file(folder / "model.safetensors"), folder / "adapter_model.bin")
+    if name == "model.safetensors.index.json":
+        (folder / "model.safetensors").unlink()
+        written["weight_map"] = dict.fromkeys(
+            load_file(folder / "part" / "model.safetensors"), *written["weight_map"].values()
+        )
+    file = folder / name
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | written))
+    assert f"{folder} " in refused(load_model, ModelRef(model=str(folder)))
 
 
 def test_code_beside_a_model_is_not_run(folder, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 from threading import Thread
 
 import pytest
@@ -12,10 +13,11 @@ from peft import PeftModel
 from torch import nn
 
 from proxytune.errors import ModelError
+from proxytune.experts.starting import Start, continued
 from proxytune.models.loading import load_model
 from proxytune.models.local import LocalSource
 from proxytune.models.members import attach, separable
-from proxytune.settings import ModelRef
+from proxytune.settings import ModelRef, Peft
 from tests.decoding.tiny_models import SIZE, adapter, model
 from tests.models.tiny_family import save_llama
 
@@ -114,14 +116,48 @@ def reachable(net: nn.Module):
         {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
         {"bias": "all"},
         {"target_modules": ["q_proj", "embed_tokens"]},
+        {"init_lora_weights": "pissa"},
+        {"alora_invocation_tokens": [3]},
     ],
-    ids=["DoRA", "whole modules", "biases", "embeddings"],
+    ids=["DoRA", "whole modules", "biases", "embeddings", "other weights under it", "from a token on"],
 )
 def test_an_adapter_that_is_more_than_a_low_rank_term_shares_nothing(tmp_path, config):
-    folder = adapter(model(3), 1, tmp_path / "a", **config)
+    folder = adapter(model(3, dtype=torch.float32), 1, tmp_path / "a", **config)
     assert not separable(folder)
     with pytest.raises(ModelError, match="no plain LoRA adapter"):
         attach(copy.deepcopy(model(3)), [folder])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"peft_type": "X"}, {"peft_type": None}, {"r": "many"}, {"megatron_config": {"x": 1}}, "gone"],
+    ids=str,
+)
+@pytest.mark.parametrize("use", ["attach", "merge", "go on"])
+def test_a_broken_adapter_is_told_in_one_line(tmp_path, broken, use):
+    small = ModelRef(model=str(save_llama(tmp_path / "small", seed=1)))
+    folder = adapter(load_model(small), 1, tmp_path / "a")
+    if broken == "gone":
+        (folder / "adapter_model.safetensors").unlink()
+    else:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | broken))
+    with pytest.raises(ModelError, match=f"(the adapter {folder}|{folder} is no plain)") as error:
+        match use:
+            case "attach":
+                attach(load_model(small), [folder])
+            case "merge":
+                load_model(small, adapter=folder)
+            case "go on":
+                Start(small, folder, adapter=True).model(Peft())
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("written", [{"target_modules": ["q_proj"]}, ["r"]])
+def test_an_adapter_of_no_shape_cannot_be_tuned_on(tmp_path, written):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written))
+    with pytest.raises(ModelError, match=f"the adapter {tmp_path}"):
+        continued(Peft(), tmp_path)
 
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
