@@ -6,7 +6,6 @@ emitted ids are shared, so each model keeps its own prompt ids, positions and ca
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
@@ -55,18 +54,21 @@ def taken(turns: Sequence[Mapping[str, str]], tokenizer, **how) -> tuple[list[Ma
 
     Raises DataError with the template's own words where it refuses these turns all the same.
     """
-    from jinja2 import TemplateError
-
-    try:
-        return list(turns), tokenizer.apply_chat_template(list(turns), **how)
-    except (TemplateError, OverflowError, TypeError) as error:  # too long a loop; a file asked for; unlike things added
-        refusal = str(error)
+    attempts = [list(turns)]
     if [turn["role"] for turn in turns[:2]] == ["system", "user"]:
-        with contextlib.suppress(TemplateError):
-            folded = _folded(turns)
-            found = tokenizer.apply_chat_template(folded, **how)
+        attempts.append(_folded(turns))
+    refusal = ""
+    for attempt in attempts:
+        try:
+            found = tokenizer.apply_chat_template(attempt, **how)
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program: whatever it raises, it takes no such turns
+            refusal = refusal or str(error) or type(error).__name__
+            continue
+        if attempt is not attempts[0]:
             _tell_folded(tokenizer.name_or_path)
-            return folded, found
+        return attempt, found
     raise DataError(
         f"the chat template of {tokenizer.name_or_path} refuses these turns: {refusal}",
         "mend the prompt's roles, or name another template with family.chat_template",

@@ -127,13 +127,19 @@ def test_a_header_of_weights_that_claims_too_much_is_refused(folder, size):
         "{% for i in range(10 ** 10) %}x{% endfor %}",
         "{% include '/etc/passwd' %}",
         "{{ raise_exception('no') }}",
+        "{{ 1 / 0 }}",
+        "{{ 'a'.index('b') }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{% if messages[0].role == 'system' %}{{ 1 / 0 }}{% endif %}{{ messages[0].content.index('b') }}",
     ],
 )
 def test_a_hostile_chat_template_is_refused_in_one_line(template, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = tokenizer()
     own.chat_template = template
-    assert "refuses these turns" in refused(prompts.rendered, TURNS, own)
+    for turns in (TURNS, [{"role": "system", "content": "x"}, *TURNS]):
+        assert "refuses these turns" in refused(prompts.rendered, turns, own)
+    assert prompts.end_of_turn(own) is None  # it may read plain text all the same
     assert not list(tmp_path.iterdir())
 
 
