@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 # TRL tells the hub of each trainer that is made, unless this is set before the hub's client is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# transformers sends a model that has pickled weights only, and the user's token, to a service that converts it.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 if TYPE_CHECKING:
     from proxytune.api import Remote, Steered, load

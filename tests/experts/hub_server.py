@@ -12,8 +12,11 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from huggingface_hub import constants
 
 TOKEN = "hf_stand_in"
 
@@ -55,6 +58,18 @@ class Hub(ThreadingHTTPServer):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
+
+
+def as_the_hub(monkeypatch, url: str, cache: Path, offline: bool = False) -> None:
+    """Make a stand-in at `url` the hub of this process."""
+    for name, value in {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": offline,
+        "HF_HUB_DISABLE_XET": True,  # the newer way of large files, whose server has no stand-in
+    }.items():
+        monkeypatch.setattr(constants, name, value)
 
 
 _ROUTES: list[tuple[str, str, str]] = [
@@ -232,7 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit = repo.resolve(revision)
         content = repo.commits[commit].get(path) if commit else None
         if content is None:
-            return self._answer(404, {"error": "no"}, **{"X-Error-Code": "EntryNotFound"})
+            known = {"X-Repo-Commit": commit} if commit else {}
+            return self._answer(404, {"error": "no"}, **{"X-Error-Code": "EntryNotFound"}, **known)
         etag = hashlib.sha256(content).hexdigest()
         headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Content-Type": "application/octet-stream"}
         return self._answer(200, content=content, **headers)

@@ -12,14 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from huggingface_hub import constants
 
 from pipelines import exits
 from pipelines import registry as command_line
 from proxytune.errors import RegistryError, SettingsError
 from proxytune.experts.card import card
 from proxytune.experts.registry import Registry
-from tests.experts.hub_server import TOKEN, Hub
+from tests.experts.hub_server import TOKEN, Hub, as_the_hub
 from tests.experts.test_archive import FILES, TENSORS, publish, told
 
 REPO = "my-org/code-expert"
@@ -38,14 +37,7 @@ def command(hub, tmp_path, monkeypatch, capsys):
 
     def run(place: str, *arguments: str, token: str = TOKEN, url: str = hub.url, offline: bool = False):
         monkeypatch.setenv("HF_TOKEN", token)
-        for name, value in {
-            "ENDPOINT": url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(tmp_path / "cache" / place),
-            "HF_HUB_OFFLINE": offline,
-            "HF_HUB_DISABLE_XET": True,  # the newer way of large files, whose server has no stand-in
-        }.items():
-            monkeypatch.setattr(constants, name, value)
+        as_the_hub(monkeypatch, url, tmp_path / "cache" / place, offline)
         try:
             code, told = command_line.main([*arguments, "--outputs", str(tmp_path / place)]), ""
         except Exception as error:
@@ -89,6 +81,25 @@ def test_a_push_and_a_pull_as_commands_of_their_own(registry, hub, tmp_path):
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert Registry(tmp_path / "there" / "registry").resolve("code@v1")
     assert not hub.repos[REPO].private
+
+
+def test_a_token_is_in_no_log_and_no_file_whatever_loggers_tell(registry, hub, tmp_path):
+    publish(registry)
+    known = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache"), "HF_DEBUG": "1"}
+    known |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    loud = "import logging, sys; logging.basicConfig(level=logging.DEBUG); from pipelines import cli; "
+    words = ["registry", "push", "code", f"hub={REPO}", "--outputs", str(tmp_path / "here")]
+    done = subprocess.run(
+        [sys.executable, "-c", loud + "sys.exit(cli.main(sys.argv[1:]))", *words],
+        cwd=ROOT,
+        env=os.environ | known,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "DEBUG:" in done.stderr and "authorization" in done.stderr.lower(), done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
 def test_what_is_pushed_is_pulled_whole_at_its_commit_and_at_no_other(registry, hub, command, tmp_path):

@@ -24,7 +24,7 @@ from proxytune.models import prompts
 from proxytune.models.described import describe
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.settings import ModelRef
-from tests.experts.hub_server import Hub
+from tests.experts.hub_server import Hub, Repo, as_the_hub
 from tests.models.tiny_family import save_llama, tokenizer
 from tests.tracking.surroundings import ROOT, command_lines
 
@@ -260,3 +260,28 @@ _telemetry._TELEMETRY_QUEUE.join()
         done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert len([path for path in hub.seen if "telemetry" in path]) == count
+
+
+@pytest.mark.parametrize(("given", "asked"), [(None, False), ("0", True)])
+def test_a_model_with_pickled_weights_only_is_not_sent_to_be_converted(given, asked, folder, tmp_path, monkeypatch):
+    """transformers would look for an earlier conversion, and then send its name and the token to a service."""
+    if given is not None:
+        monkeypatch.setenv("DISABLE_SAFETENSORS_CONVERSION", given)
+    with Hub() as hub:
+        as_the_hub(monkeypatch, hub.url, tmp_path / "cache")
+        hub.repos["org/pickled"] = repo = Repo(private=False)
+        repo.commit({"config.json": (folder / "config.json").read_bytes(), "pytorch_model.bin": b"pickled"}, "one")
+        assert "the model org/pickled" in refused(load_model, ModelRef(model="org/pickled"))
+        assert any("commits" in path for path in hub.seen) is asked, hub.seen
+
+
+def test_an_adapter_on_the_hub_is_no_whole_model_and_its_weights_are_not_fetched(folder, tmp_path, monkeypatch):
+    with Hub() as hub:
+        as_the_hub(monkeypatch, hub.url, tmp_path / "cache")
+        hub.repos["org/adapter"] = repo = Repo(private=False)
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        repo.commit(files | {"adapter_config.json": b"{}", "adapter_model.bin": b"pickled"}, "one")
+        assert "adapter_config.json" in refused(load_model, ModelRef(model="org/adapter"))
+        assert not [path for path in hub.seen if path.endswith((".safetensors", ".bin"))]
+        repo.commit(files, "two")
+        load_model(ModelRef(model="org/adapter"))  # which is a whole one now
