@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from proxytune import files
-from proxytune.errors import DataError, ModelError, SettingsError
+from proxytune.errors import DataError, ModelError, RegistryError, SettingsError, StorageError
 from proxytune.experts.registry import Registry
 from proxytune.experts.self_rewarding.pairs import OUTCOMES
 from proxytune.models.identity import identify
@@ -36,6 +37,7 @@ METHOD = {
     "sft": TRAINING | {"max_steps": 6, "save_steps": 3},
     "dpo": TRAINING | {"max_steps": 2, "save_steps": 1},
 }
+STEPS = ("prompts", "answers", "judgements", "pairs")  # files of a round, in the order that they are made
 TASK = TaskChoice(name="instruction", max_new_tokens=24, stop=["e"])  # where the words of a random model end
 
 
@@ -102,9 +104,7 @@ def test_each_round_leaves_its_files_and_an_expert_with_its_chain(looped):
     (work,) = (folder for folder in (place.outputs / "self_rewarding").iterdir() if folder.is_dir())
     for number in (1, 2):
         read = {path.stem: files.read_jsonl(path) for path in (work / f"round-{number}").glob("*.jsonl")}
-        assert (
-            set(read) == {"prompts", "answers", "judgements", "pairs"} and (work / f"round-{number}" / "judge").is_dir()
-        )
+        assert set(read) == set(STEPS) and (work / f"round-{number}" / "judge").is_dir()
         counts = files.read_json(work / f"round-{number}" / "yield.json")
         assert counts["prompts"] == 12 == sum(counts[outcome] for outcome in OUTCOMES)
         assert 2 * counts["replies"] == counts["judgements"] == 96 and counts["pairs"] == len(read["pairs"]) >= 2
@@ -143,7 +143,7 @@ def test_a_loop_that_is_killed_again_and_again_ends_with_the_very_files_of_one_t
 ):
     """Killed in the answers of both rounds, between steps, and between a training and the next step."""
     place = replace(looped[0], outputs=tmp_path / "outputs")
-    append, write, remove = files.Journal.append, loop.write_jsonl, expert.remove_folder
+    append, write, remove = files.Journal.append, loop.write_checked, expert.remove_folder
     said = []
 
     def journalled(self, row):
@@ -155,7 +155,7 @@ def test_a_loop_that_is_killed_again_and_again_ends_with_the_very_files_of_one_t
     def written(path, rows):
         write(path, rows)
         if path.name == "judgements.jsonl" and path.parent.name == "round-1":
-            monkeypatch.setattr(loop, "write_jsonl", write)
+            monkeypatch.setattr(loop, "write_checked", write)
             raise Killed
 
     def removed(folder):
@@ -163,7 +163,7 @@ def test_a_loop_that_is_killed_again_and_again_ends_with_the_very_files_of_one_t
         raise Killed
 
     monkeypatch.setattr(files.Journal, "append", journalled)
-    monkeypatch.setattr(loop, "write_jsonl", written)
+    monkeypatch.setattr(loop, "write_checked", written)
     monkeypatch.setattr(expert, "remove_folder", removed)
     deaths = 0
     while deaths < 9:
@@ -205,6 +205,57 @@ def test_a_loop_that_dies_of_a_signal_ends_with_the_very_files_of_one_that_did_n
     assert expert.run(asked).reference == "instruction-m3@v1"
     mine, whole = results(place.outputs), results(looped[0].outputs)
     assert mine.keys() == whole.keys() and [name for name in whole if mine[name] != whole[name]] == []
+
+
+@pytest.fixture
+def damaged(looped, tmp_path):
+    """The place where a loop ran, whole again after the test."""
+    outputs = looped[0].outputs
+    shutil.copytree(outputs, tmp_path / "whole")
+    yield looped
+    shutil.rmtree(outputs)
+    shutil.move(tmp_path / "whole", outputs)
+
+
+def bit(data: bytes) -> bytes:
+    """Another letter in a text, number or name near the end."""
+    at = max(n for n, byte in enumerate(data[:-40]) if chr(byte).isalnum())
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def cut(data: bytes) -> bytes:
+    """Without the last of its lines."""
+    return data[: data.rstrip().rindex(b"\n") + 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [bit, cut])
+@pytest.mark.parametrize(
+    "name", ["seed/train.jsonl", "seed/test.jsonl", *(f"round-1/{step}.jsonl" for step in STEPS), "round-1/yield.json"]
+)
+def test_a_file_that_lost_a_bit_or_a_row_is_refused_and_the_next_iterate_not_tuned(damaged, name, damage):
+    place, method, _ = damaged
+    registry = Registry(place.outputs / "registry")
+    for later in ("instruction-m2", "instruction-m3"):
+        registry.remove(later)
+    (work,) = (folder for folder in (place.outputs / "self_rewarding").iterdir() if folder.is_dir())
+    if name not in ("round-1/pairs.jsonl", "round-1/yield.json"):
+        (work / "round-1" / "pairs.jsonl").unlink()  # it was killed before
+    path = work / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StorageError, match=rf"{path.name} is damaged"):
+        expert.run(settings(place, method=method))
+    assert registry.names() == ["instruction-m1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 3])
+def test_an_iterate_that_lost_a_bit_is_not_used(damaged, number):
+    place, method, _ = damaged
+    weights = place.outputs / "registry" / f"instruction-m{number}" / "v1" / "adapter_model.safetensors"
+    weights.write_bytes(bit(weights.read_bytes()))
+    with pytest.raises(RegistryError, match=rf"instruction-m{number}@v1 is damaged: .*adapter_model"):
+        expert.run(settings(place, method=method))
 
 
 def served(scorer, **more):

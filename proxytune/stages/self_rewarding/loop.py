@@ -11,7 +11,7 @@ from proxytune.decoding.request import Limits
 from proxytune.errors import DataError
 from proxytune.experts.registry import Expert
 from proxytune.experts.self_rewarding import seed
-from proxytune.files import hash_json, read_jsonl, write_jsonl
+from proxytune.files import hash_json, read_jsonl, write_checked
 from proxytune.settings import Decode, ModelRef
 from proxytune.settings import Expert as Settings
 from proxytune.settings.self_rewarding import SelfRewarding
@@ -60,9 +60,9 @@ class Loop:
 
 
 def once(path: Path, make: Callable[[], Iterable[Any]]) -> list[Any]:
-    """The rows of a file, made if it is not there."""
+    """The rows of a file, made if it is not there. StorageError names a file that is not what was made."""
     if not path.is_file():
-        write_jsonl(path, make())
+        write_checked(path, list(make()))
     return read_jsonl(path)
 
 

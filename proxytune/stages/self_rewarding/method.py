@@ -21,7 +21,7 @@ from proxytune.evaluation.rubric import MOST, Rubric, verdict
 from proxytune.experts.fields import configure
 from proxytune.experts.registry import Expert, Registry, check_name
 from proxytune.experts.self_rewarding import seed
-from proxytune.files import hash_json, locked, remove_folder
+from proxytune.files import hash_json, locked, read_jsonl, remove_folder
 from proxytune.models.quiet import quiet
 from proxytune.settings import Data, Method, load
 from proxytune.settings import Expert as Settings
@@ -127,9 +127,11 @@ def _registered(
     for version in reversed(registry.versions(f"{loop.name}-m{number}") if loop.settings.resume else []):
         known = registry.resolve(f"{loop.name}-m{number}@v{version}")
         if all(known.manifest.config.get(key) == value for key, value in wanted.items()):
+            registry.verify(known)
             return known
     if number == 1:
         _check_fields(loop)
+    read_jsonl(train)  # for its checksums: what trains takes rows of any file
     return stage.run(settings)
 
 

@@ -11,7 +11,7 @@ from proxytune.errors import DataError
 from proxytune.experts.registry import Expert
 from proxytune.experts.self_rewarding import pairs
 from proxytune.experts.self_rewarding.pairs import Judged
-from proxytune.files import hash_json, read_json, write_json, write_jsonl
+from proxytune.files import hash_json, read_json, write_checked, write_json
 from proxytune.stages.self_rewarding import rewards
 from proxytune.stages.self_rewarding.loop import Loop, divided, once
 from proxytune.stages.self_rewarding.proposals import proposed
@@ -24,15 +24,13 @@ from proxytune.tasks.task import Row
 def play(loop: Loop, number: int, iterate: Expert) -> dict[str, Any]:
     """Write the preferences that the next iterate is tuned on; returns what came of prompts, replies and judgements."""
     folder = loop.work / f"round-{number}"
-    path = folder / "yield.json"
-    if not path.is_file():
+    path, chosen = folder / "yield.json", folder / "pairs.jsonl"
+    if not (path.is_file() and chosen.is_file()):
         with start(loop.settings, "self_rewarding", [f"round-{number}"]) as tracked:
             found = _preferences(loop, number, folder, loop.author(iterate))
             tracked.summary({f"round/{key}": value for key, value in found.items()})
-            tracked.artifact(
-                f"{loop.name}-preferences-m{number}", "dataset", folder / "pairs.jsonl", found, uses=[iterate.reference]
-            )
-        write_json(path, found)
+            tracked.artifact(f"{loop.name}-preferences-m{number}", "dataset", chosen, found, uses=[iterate.reference])
+        write_json(path, found, checked=True)
     found = read_json(path)
     told = f"{found['pairs']} pairs of {found['prompts']} prompts "
     told += f"({found['ties']} ties, {found['alike']} with all answers alike, {found['unpaired']} unpaired)"
@@ -69,7 +67,7 @@ def _preferences(loop: Loop, number: int, folder: Path, author: Author) -> dict[
         for answer, its in zip(answers, judgements, strict=True)
     ]
     made, counts = pairs.make([(row["id"], row["prompt"]) for row in rows], judged)
-    write_jsonl(folder / "pairs.jsonl", made)
+    write_checked(folder / "pairs.jsonl", made)
     means = [reply.mean for each in judged for reply in each if reply.mean is not None]
     return {**counts, "mean_score": sum(means) / len(means) if means else None}
 
