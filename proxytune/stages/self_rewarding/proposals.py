@@ -14,13 +14,14 @@ from proxytune.models.prompts import text_of
 from proxytune.settings import ModelRef
 from proxytune.stages.self_rewarding.loop import Loop, divided
 from proxytune.stages.shared.alone import Author
+from proxytune.stages.shared.kept import Kept
 from proxytune.tasks.task import SPLITS, Row
 
 TRIES = 4  # batches of proposals before a round does with fewer prompts
 TOKENS = 256  # the longest proposal
 
 
-def proposed(loop: Loop, number: int, folder: Path, author: Author) -> list[Row]:
+def proposed(loop: Loop, number: int, folder: Path, author: Author, kept: Kept) -> list[Row]:
     """New prompts, without completions; every proposal, and why it was dropped, is in proposals.jsonl.
 
     author: the iterate, which proposes unless another model is named. Raises DataError where nothing new comes.
@@ -38,7 +39,7 @@ def proposed(loop: Loop, number: int, folder: Path, author: Author) -> list[Row]
     proposals: list[dict[str, Any]] = []
     taken: list[str] = []
     for attempt in range(TRIES):
-        for text in _written(loop, number, attempt, known, own, author):
+        for text in _written(loop, number, attempt, known, own, author, kept):
             enough = len(taken) == plan.prompts_per_round
             fault = "enough" if enough else "long" if text is None else sieve.fault(text)
             proposals.append({"text": text, "dropped": fault})
@@ -47,8 +48,6 @@ def proposed(loop: Loop, number: int, folder: Path, author: Author) -> list[Row]
         if len(taken) == plan.prompts_per_round:
             break
     write_jsonl(folder / "proposals.jsonl", proposals)
-    for attempt in range(TRIES):
-        loop.kept(number, "proposals", attempt).journal.remove()
     if not taken:
         raise DataError(
             f"none of {len(proposals)} proposals is a new prompt",
@@ -58,13 +57,12 @@ def proposed(loop: Loop, number: int, folder: Path, author: Author) -> list[Row]
 
 
 def _written(
-    loop: Loop, number: int, attempt: int, known: list[str], own: list[str], author: Author
+    loop: Loop, number: int, attempt: int, known: list[str], own: list[str], author: Author, kept: Kept
 ) -> list[str | None]:
     """One batch of proposals; None is one that did not come to its end."""
     plan = loop.plan
     rng = random.Random(loop.seed_of(number, "shown", attempt))
     lists = [shown(known, own, plan.shots, rng) for _ in range(plan.prompts_per_round)]
     decode, limits = loop.decode(number, "proposals", attempt), Limits(TOKENS, stop=stops(known))
-    kept = loop.kept(number, "proposals", attempt)
     replies = author.replies(lists, 1, decode, limits, kept, "proposals", plain=True)
     return [each[0].text.strip() if each and each[0].finish_reason != "length" else None for each in replies]

@@ -43,10 +43,11 @@ def play(loop: Loop, number: int, iterate: Expert) -> dict[str, Any]:
 
 def _preferences(loop: Loop, number: int, folder: Path, author: Author) -> dict[str, Any]:
     plan = loop.plan
-    rows = once(folder / "prompts.jsonl", lambda: _prompts(loop, number, folder, author))
-    kept = loop.kept(number, "answers"), loop.kept(number, "judgements")
-    answers = once(folder / "answers.jsonl", lambda: _answers(loop, number, rows, author, kept[0]))
+    kept = [loop.kept(number, label) for label in ("proposals", "answers", "judgements")]
+    rows = once(folder / "prompts.jsonl", lambda: _prompts(loop, number, folder, author, kept[0]))
     kept[0].journal.remove()
+    answers = once(folder / "answers.jsonl", lambda: _answers(loop, number, rows, author, kept[1]))
+    kept[1].journal.remove()
     replies = [[reply["text"] for reply in answer["replies"]] for answer in answers]
 
     def judge() -> Iterable[Any]:
@@ -54,11 +55,11 @@ def _preferences(loop: Loop, number: int, folder: Path, author: Author) -> dict[
             found = rewards.by_task(loop.task, rows, replies)
         else:
             seed = loop.seed_of(number, "judgements")
-            found = rewards.by_model(plan, rows, replies, author, seed, kept[1], folder / "judge")
+            found = rewards.by_model(plan, rows, replies, author, seed, kept[2], folder / "judge")
         return [{"id": row["id"], "replies": each} for row, each in zip(rows, found, strict=True)]
 
     judgements = once(folder / "judgements.jsonl", judge)
-    kept[1].journal.remove()
+    kept[2].journal.remove()
     judged = [
         [
             Judged(reply["text"], tuple(judgement["scores"]), reply["finish_reason"] != "length")
@@ -81,10 +82,10 @@ def _answers(loop: Loop, number: int, rows: list[Row], author: Author, kept: Kep
     ]
 
 
-def _prompts(loop: Loop, number: int, folder: Path, author: Author) -> list[Row]:
+def _prompts(loop: Loop, number: int, folder: Path, author: Author, kept: Kept) -> list[Row]:
     """A round's rows; those of proposed prompts have no completion."""
     plan = loop.plan
     if plan.prompts == "propose":
-        return proposed(loop, number, folder, author)
+        return proposed(loop, number, folder, author, kept)
     rows = sorted(divided(loop)[1], key=lambda row: hash_json([loop.settings.seed, number, row["id"]]))
     return rows[: plan.prompts_per_round]

@@ -10,6 +10,7 @@ from proxytune.decoding.mixture import Mixture
 from proxytune.decoding.request import Limits, Reply, Request, sampling
 from proxytune.evaluation.system import System
 from proxytune.experts.registry import Expert
+from proxytune.files import hash_json
 from proxytune.models import prompts
 from proxytune.models.linear import quicken
 from proxytune.models.loading import load_model, load_tokenizer
@@ -19,7 +20,7 @@ from proxytune.models.source import Term
 from proxytune.settings import Decode, ModelRef
 from proxytune.stages.shared.kept import Kept
 from proxytune.stages.shared.room import in_smaller_batches
-from proxytune.stages.shared.trio import whole_vocabulary
+from proxytune.stages.shared.trio import weights_of, whole_vocabulary
 from proxytune.tracking.progress import track
 
 
@@ -69,7 +70,8 @@ class Author:
     ) -> list[list[Reply]]:
         """`count` replies to each prompt, all under way together; none to one that leaves no room for any.
 
-        plain: the prompt is a text to be gone on with, whatever format the model was tuned with.
+        kept: those that this model wrote to these prompts before are taken from it. plain: the prompt is a text to be
+        gone on with, whatever format the model was tuned with.
         """
         system = self.system
         if plain:
@@ -84,9 +86,12 @@ class Author:
                 requests += [Request(ids, limits, (), sampling(decode, number)) for number in its]
                 places += [place] * count
 
+        writer = weights_of(self.expert) if self.expert else self.ref.model_dump()
+        asking = f"{label} {hash_json([writer, asked, decode.content()])[:16]}"
+
         def at_most(rows: int) -> dict[int, Reply]:
             engine = system.engine(decode.model_copy(update={"batch_size": min(rows, decode.batch_size)}))
-            return dict(track(kept.run(label, engine.run, requests), label, len(requests)))
+            return dict(track(kept.run(asking, engine.run, requests), label, len(requests)))
 
         written = in_smaller_batches(at_most, decode.batch_size)
         found: list[list[Reply]] = [[] for _ in asked]
