@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 def read_json(path: Path) -> Any:
     """StorageError names a file that is no JSON, or has a checksum and is not what that was made for."""
     with _seen(path):
-        text = path.read_text("utf-8")
-        return without_check(text) if _CHECKED.search(text) else json.loads(text)
+        return _read(path.read_text("utf-8"))
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -104,6 +103,11 @@ def read_jsonl(path: Path) -> list[Any]:
     with _seen(path):
         lines = _lines(path.read_text("utf-8"))
         return _without_checks(lines) if any(map(_CHECKED.search, lines)) else [json.loads(line) for line in lines]
+
+
+def _read(text: str) -> Any:
+    """What a JSON text says, held against its checksum where it has one."""
+    return without_check(text) if _CHECKED.search(text) else json.loads(text)
 
 
 def with_check(text: str, salt: str = "") -> str:
@@ -185,15 +189,15 @@ class Journal:
     """Rows of JSON written one by one as work is done, so that a kill costs the row in hand and no more.
 
     Opening reads the rows that are there, and drops the last if a kill cut it. StorageError names a file that is
-    damaged in the middle; each row has a checksum.
+    damaged in the middle, and the line; each row has a checksum. old: but those from before there were any.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, old: bool = False):
         with told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             data = path.read_bytes() if path.is_file() else b""
             whole = data.rpartition(b"\n")[0] + b"\n" if b"\n" in data else b""
-            self.path, self.rows = path, _rows_of(path, whole)
+            self.path, self.rows = path, _rows_of(path, whole, _read if old else without_check)
             if len(whole) < len(data):
                 os.truncate(path, len(whole))
             self._file = path.open("ab")
@@ -209,9 +213,15 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _rows_of(path: Path, lines: bytes) -> list[dict[str, Any]]:
+def _rows_of(path: Path, lines: bytes, read: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
     with _seen(path):
-        return [without_check(line) for line in lines.decode().split("\n") if line]
+        for number, line in enumerate(lines.split(b"\n"), 1):
+            try:
+                rows += [read(line.decode())] if line else []
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+    return rows
 
 
 def sync_folder(folder: Path) -> None:

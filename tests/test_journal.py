@@ -45,5 +45,21 @@ def test_a_journal_damaged_in_the_middle_is_told_not_mended(tmp_path):
         journal.append({"a": number})
     first, second, third = path.read_text().splitlines(keepends=True)
     path.write_text(first + second[:9] + "\n" + third)
-    with pytest.raises(StorageError, match=r"j\.part is damaged"):
+    with pytest.raises(StorageError, match=r"j\.part is damaged: line 2: "):
         files.Journal(path)
+
+
+def test_a_row_from_before_there_were_checksums_is_taken_and_every_flipped_bit_of_a_later_one_seen(tmp_path):
+    path = tmp_path / "j.part"
+    path.write_text('{"a": 0}\n')
+    files.Journal(path, old=True).append({"a": "J"})
+    files.Journal(path, old=True).append({"a": 2})
+    assert files.Journal(path, old=True).rows == [{"a": 0}, {"a": "J"}, {"a": 2}]
+    with pytest.raises(StorageError, match="line 1: "):
+        files.Journal(path)
+    whole = path.read_bytes()
+    for at in range(whole.index(b"\n") + 1, len(whole) - 1):
+        for bit in range(8):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            with pytest.raises(StorageError, match=r"line [23]: "):
+                files.Journal(path, old=True)

@@ -18,12 +18,13 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from proxytune import settings
-from proxytune.errors import ModelError, SettingsError, did_you_mean
-from proxytune.files import hash_json, told
+from proxytune.errors import ModelError, SettingsError, StorageError, did_you_mean
+from proxytune.files import Journal, hash_json
 from proxytune.tracking.progress import track
 
 QUESTION = """\
@@ -43,6 +44,7 @@ Answer with a single letter and nothing else: A if reply A is better, B if reply
 PREFERENCES = {"A": 1.0, "B": 2.0, "C": 1.5}
 ASKING = {"temperature": 0, "max_tokens": 16}
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # worth another try
+NO_REPLY = (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError)  # none, cut, or of another form
 REFUSALS = {
     401: "the key is refused",
     403: "the key is refused",
@@ -107,10 +109,10 @@ class Judge:
     def __init__(self, model: str, chosen: settings.Judge, asking: Mapping[str, Any] = ASKING):
         self.model, self.chosen, self.asking = model, chosen, asking
         self.template = template(chosen.template, QUESTION, ("instruction", "output_1", "output_2"))
-        self.key = os.environ.get(chosen.key, "")
+        self.key = os.environ.get(chosen.key, "").strip()
         self.lock = threading.Lock()
-        self.path = chosen.kept / (re.sub(r"[^\w.-]", "_", model) + ".jsonl")
-        self.known, self.whole = _kept(self.path)
+        self.journal = _journal(chosen.kept / (re.sub(r"[^\w.-]", "_", model) + ".jsonl"))
+        self.known = {row.get("name"): row.get("answer") for row in self.journal.rows}
         self.cost = dict.fromkeys(("requests", "kept", "failures", "prompt_tokens", "completion_tokens"), 0)
 
     def answer(self, asked: tuple[str, str, str]) -> float | None:
@@ -132,34 +134,23 @@ class Judge:
         if known is not None:
             return known
         try:
-            reply = self._post(question)
+            text, tokens = self._post(question)
         except Unanswered:
             with self.lock:
                 self._count(failures=1)
             return None
-        return self._keep(name, reply)
+        with self.lock:
+            self._count(requests=1, **tokens)
+            self.known[name] = text
+            self.journal.append({"name": name, "model": self.model, "answer": text, **tokens})
+        return text
 
     def _count(self, **more: int) -> None:
         for name, count in more.items():
             self.cost[name] += count
 
-    def _keep(self, name: str, reply: Mapping[str, Any]) -> str:
-        usage = reply.get("usage") or {}
-        text = str(reply["choices"][0]["message"]["content"] or "")
-        tokens = {key: int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")}
-        line = json.dumps({"name": name, "model": self.model, "answer": text, **tokens}, ensure_ascii=False) + "\n"
-        with self.lock:
-            self._count(requests=1, **tokens)
-            self.known[name] = text
-            with told(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(line if self.whole else "\n" + line)
-                self.whole = True
-        return text
-
-    def _post(self, question: str) -> dict[str, Any]:
-        """The API's reply, after as many tries as allowed."""
+    def _post(self, question: str) -> tuple[str, dict[str, int]]:
+        """(the model's words, tokens that they took), after as many tries as allowed."""
         wait = FIRST_WAIT
         for left in reversed(range(self.chosen.retries + 1)):
             try:
@@ -170,14 +161,14 @@ class Judge:
                 if error.code not in PASSING or not left:
                     raise Unanswered from error
                 wait = max(wait, _seconds(error.headers.get("Retry-After")))
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except NO_REPLY as error:
                 if not left:
                     raise Unanswered from error
             time.sleep(min(wait, LONGEST_WAIT))
             wait *= 2
         raise Unanswered
 
-    def _once(self, question: str) -> dict[str, Any]:
+    def _once(self, question: str) -> tuple[str, dict[str, int]]:
         messages = [{"role": "user", "content": question}]
         body = {"model": self.model, "messages": messages, **self.asking}
         request = urllib.request.Request(
@@ -189,8 +180,9 @@ class Judge:
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         with urllib.request.urlopen(request, timeout=self.chosen.timeout) as answered:
             reply = json.loads(answered.read())
-        reply["choices"][0]["message"]["content"]  # a reply of another form is worth another try
-        return reply
+        text, usage = reply["choices"][0]["message"]["content"], reply.get("usage") or {}
+        tokens = {key: int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")}
+        return str(text or "").encode(errors="replace").decode(), tokens  # half characters could not be written down
 
     def _refused(self, error: urllib.error.HTTPError) -> ModelError:
         hint = f"its key is read from the environment's {self.chosen.key}"
@@ -228,17 +220,12 @@ def _seconds(header: str | None) -> float:
         return 0.0
 
 
-def _kept(path: Path) -> tuple[dict[str, str], bool]:
-    """(answers by name, whether the file ends with a whole line); a line that was torn by a kill is left out."""
-    found: dict[str, str] = {}
-    lines = path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else [""]
-    for line in lines:
-        try:
-            row = json.loads(line)
-            found[row["name"]] = row["answer"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found, lines[-1] == ""
+def _journal(path: Path) -> Journal:
+    """The answers that a model gave before."""
+    try:
+        return Journal(path, old=True)
+    except StorageError as error:
+        raise StorageError(error.what, "remove that line: what it answered is asked again") from error
 
 
 def classify(model: str, texts: Sequence[str], positive: int | str, batch_size: int) -> list[float]:

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from proxytune.errors import ModelError, SettingsError
+from proxytune.errors import ModelError, SettingsError, StorageError
 from proxytune.evaluation import judges
 from proxytune.evaluation.judges import Pair
 from proxytune.settings import Judge
@@ -39,9 +39,12 @@ class Api:
                 if status == "drop":
                     self.close_connection = True
                     return
+                if status == "no HTTP":
+                    self.wfile.write(b"no HTTP\r\n\r\n")
+                    return
                 data = b"not JSON" if status == "garbled" else json.dumps(reply).encode()
-                self.send_response(200 if status == "garbled" else status)
-                self.send_header("Content-Length", str(len(data)))
+                self.send_response(status if isinstance(status, int) else 200)
+                self.send_header("Content-Length", str(len(data) + (status == "cut")))
                 if status == 429:
                     self.send_header("Retry-After", "0.01")
                 self.end_headers()
@@ -94,7 +97,16 @@ def test_a_judge_with_a_taste_prefers_it_in_both_orders(api, chosen):
 
 @pytest.mark.parametrize(
     ("answers", "preference"),
-    [("A", 1.5), ("B", 1.5), ("C", 1.5), ("**C** (tie)", 1.5), ("reply b.", 1.5), ("I cannot say", None), ("", None)],
+    [
+        ("\ud800", None),
+        ("A", 1.5),
+        ("B", 1.5),
+        ("C", 1.5),
+        ("**C** (tie)", 1.5),
+        ("reply b.", 1.5),
+        ("I cannot say", None),
+        ("", None),
+    ],
 )
 def test_a_judge_that_looks_at_the_place_only_calls_a_draw(answers, preference, api, chosen):
     api.choose = lambda first, second: answers
@@ -107,7 +119,7 @@ def test_one_draw_and_one_win_are_three_quarters(api, chosen):
     assert judges.prefer(PAIRS[:1], "judge", chosen)[0] == [1.75]
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "drop", "garbled"])
+@pytest.mark.parametrize("fault", [429, 500, 503, "drop", "garbled", "cut", "no HTTP"])
 def test_a_passing_fault_is_tried_again(fault, api, chosen):
     api.faults = [fault] * 3
     preferences, cost = judges.prefer(PAIRS, "judge", chosen)
@@ -157,6 +169,20 @@ def test_an_interrupted_run_asks_again_only_what_was_not_answered(api, chosen):
     assert (cost["kept"], cost["requests"], len(api.asked)) == (7, 5, 5)
     api.asked.clear()
     assert judges.prefer(PAIRS, "judge", chosen)[1]["kept"] == 12 and api.asked == []
+
+
+def test_an_answer_from_before_there_were_checksums_is_read_and_one_that_changed_since_is_refused(api, chosen):
+    judges.prefer(PAIRS[:2], "judge", chosen)
+    (file,) = chosen.kept.iterdir()
+    first, *rest = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([first.partition(', "check"')[0] + "}\n", *rest]))
+    api.asked.clear()
+    assert judges.prefer(PAIRS[:2], "judge", chosen)[1]["kept"] == 4 and api.asked == []
+    file.write_text(file.read_text()[::-1].replace('"A" :"rewsna"', '"C" :"rewsna"', 1)[::-1])
+    with pytest.raises(
+        StorageError, match=r"judge\.jsonl is damaged: line [34]: its content changed.*remove that line"
+    ):
+        judges.prefer(PAIRS[:2], "judge", chosen)
 
 
 def test_another_model_or_question_is_asked_anew(api, chosen, tmp_path):
