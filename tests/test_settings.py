@@ -14,6 +14,7 @@ from tests.test_cli import KINDS, compose
 
 MODEL = {"model": "org/name"}
 FAMILY = {"name": "f", "small": MODEL, "bases": {"8b": MODEL}, "base": "8b"}
+JUDGED = {"name": "alpaca_farm"}
 VLLM = {"name": "vllm", "url": "http://127.0.0.1:8000"}
 
 TOGETHER: list[tuple[str, dict[str, Any], str]] = [
@@ -34,6 +35,12 @@ TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     ("decode", {"base": VLLM | {"url": "http://host/?key=hunter22"}}, "key_variable"),
     ("decode", {"base": VLLM | {"url": "http://host/#hunter22"}}, "key_variable"),
     ("decode", {"base": VLLM | {"url": "http://hunter22@host"}}, "key_variable"),
+    ("decode", {"base": VLLM | {"url": "http://127.0.0.1:80a0"}}, "Port could not be cast"),
+    ("decode", {"base": VLLM | {"url": "http://host:0"}}, "such as http://"),
+    ("decode", {"base": VLLM | {"url": "http://host/a b"}}, "such as http://"),
+    ("evaluate", {"benchmark": JUDGED | {"judge": {"url": "http://host:abc/v1"}}}, "Port could not be cast"),
+    ("evaluate", {"benchmark": JUDGED | {"judge": {"url": "https://user:hunter22@host/v1"}}}, "judge's key"),
+    ("score", {"benchmark": JUDGED | {"judge": {"url": "https://host/v1?key=hunter22"}}}, "judge's key"),
 ]
 
 
@@ -142,6 +149,11 @@ def test_how_the_work_is_done_is_no_part_of_what_decides_the_text():
 
 def test_an_address_loses_its_last_slash():
     assert settings.Remote(**VLLM | {"url": "http://host:8000/v1/"}).url == "http://host:8000/v1"
+
+
+def test_a_judge_s_address_stays_as_it_is():
+    """Its answers are kept by it."""
+    assert settings.Judge(url="http://host:8000/v1/").url == "http://host:8000/v1/"
 
 
 def test_settings_do_not_change_once_they_hold():

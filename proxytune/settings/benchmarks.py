@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
-from proxytune.settings.sections import Count, Section, Share
+from proxytune.settings.sections import Count, Section, Share, Url
 
 
 class Judge(Section):
     """Who judges what no rule can. models: by what they judge; url: of an API; key: the variable that holds its key."""
 
     models: dict[str, str] = {}
-    url: str | None = None
+    url: Url | None = None
     key: str = "OPENAI_API_KEY"
     template: Path | None = None
     concurrency: Count = 4

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from proxytune.errors import SettingsError, did_you_mean
 
+
+def _bare(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise SettingsError(  # and not shown: what is too much in it may be a key
+            f"the url for {parts.hostname} has more than a host, a port and a path",
+            "leave keys out of it: base.key_variable, or a judge's key, names the environment variable that holds one",
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or re.search(r"\s", url):
+        raise ValueError("give a URL such as http://127.0.0.1:8000")
+    return url
+
+
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Url = Annotated[str, AfterValidator(_bare)]  # of a server, with nothing in it that may be a key
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy, torch and TRL all take
 
 
@@ -199,7 +214,7 @@ class Remote(Section):
 
     name: Literal["vllm", "sglang", "llamacpp", "openai"]
     mode: Literal["scores", "bias"] = "scores"
-    url: str
+    url: Annotated[Url, AfterValidator(lambda url: url.rstrip("/"))]
     model: str | None = None
     key_variable: str | None = None
     top: Count = 20
@@ -220,16 +235,3 @@ class Remote(Section):
                 "give base=openai base.require_certified=false, or leave base.mode out",
             )
         return self
-
-    @field_validator("url")
-    @classmethod
-    def _bare(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("give a URL such as http://127.0.0.1:8000")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise SettingsError(  # and not shown: what is too much in it may be a key
-                f"the url for {parts.hostname} has more than a host, a port and a path",
-                "leave keys out of it: key_variable names the environment variable that holds one",
-            )
-        return url.rstrip("/")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from proxytune.errors import SettingsError
-from proxytune.settings.sections import Count, Method, Section, Share
+from proxytune.settings.sections import Count, Method, Section, Share, Url
 
 Temperature = Annotated[FiniteFloat, Field(ge=0)]
 
@@ -27,7 +27,7 @@ class Rubric(Section):
     top_p: Share = 0.9
     max_new_tokens: Count = 256
     template: Path | None = None
-    url: str | None = None
+    url: Url | None = None
     key: str = "OPENAI_API_KEY"
     concurrency: Count = 4
     timeout: Annotated[FiniteFloat, Field(gt=0)] = 120.0

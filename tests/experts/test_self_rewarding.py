@@ -180,6 +180,8 @@ def test_a_scored_reply_may_come_with_its_reason():
         ({"judge": {"sample": 2}}, "unknown key method.judge.sample .did you mean 'samples'"),
         ({"judge": {"by": "task"}}, "a proposed prompt has none .add method.prompts=rows"),
         ({"judge": {"url": "http://127.0.0.1:1"}}, "by=self asks no server"),
+        ({"judge": {"by": "judge", "url": "http://user:hunter22@host"}}, "the url for host has more .*judge's key"),
+        ({"judge": {"by": "judge", "url": "http://host:abc"}}, "method.judge.url='http://host:abc': Port"),
         ({"answers": 1}, "method.answers=1"),
         ({"temperature": 0}, "method.temperature=0"),
     ],
