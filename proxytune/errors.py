@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable
 
 
@@ -14,7 +15,7 @@ class ProxytuneError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, hint: str = ""):
-        self.what, self.hint = " ".join(what.split()), " ".join(hint.split())
+        self.what, self.hint = bare(" ".join(what.split())), " ".join(hint.split())
         super().__init__(f"{self.what} ({self.hint})" if self.hint else self.what)
 
 
@@ -55,6 +56,11 @@ class StorageError(ProxytuneError):
 
 
 INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
+
+
+def bare(text: str) -> str:
+    """A text without the users and passwords that addresses in it may have, such as HF_ENDPOINT's."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,8 @@ import threading
 import urllib.error
 import urllib.request
 
+from proxytune.errors import bare
+
 PROBE_SECONDS = 3.0
 PATIENT_SECONDS = 10.0  # where a model would have to be fetched
 
@@ -20,7 +22,8 @@ def settle() -> None:
 
     if not constants.is_offline_mode() and not answers(constants.ENDPOINT, PATIENT_SECONDS):
         constants.HF_HUB_OFFLINE = True
-        print(f"proxytune: {constants.ENDPOINT} does not answer; only what was fetched before is used", file=sys.stderr)
+        where = bare(constants.ENDPOINT)
+        print(f"proxytune: {where} does not answer; only what was fetched before is used", file=sys.stderr)
 
 
 def answers(address: str, seconds: float = PROBE_SECONDS) -> bool:
@@ -35,7 +38,7 @@ def answers(address: str, seconds: float = PROBE_SECONDS) -> bool:
 
 def _ask(address: str, seconds: float, reached: threading.Event) -> None:
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+        urllib.request.urlopen(urllib.request.Request(bare(address), method="HEAD"), timeout=seconds).close()
     except urllib.error.HTTPError:
         pass  # an answer all the same
     except (OSError, ValueError, http.client.HTTPException):  # no address, or an answer in another protocol

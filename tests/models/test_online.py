@@ -36,6 +36,20 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(at, capfd
     assert capfd.readouterr().err == told and constants.is_offline_mode()
 
 
+def test_a_password_in_the_hub_s_address_is_not_shown(at, capfd):
+    at("http://user:hunter22@127.0.0.1:9/hub")
+    online.settle()
+    assert capfd.readouterr().err.startswith("proxytune: http://127.0.0.1:9/hub does not answer")
+    assert str(ModelError("no http://user:hunter22@host/hub, says user@host")) == "no http://host/hub, says user@host"
+
+
+def test_a_hub_whose_address_has_a_password_answers():
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        refusal = b"HTTP/1.0 401 Unauthorized\r\n\r\n"
+        threading.Thread(target=lambda: hub.accept()[0].sendall(refusal), daemon=True).start()
+        assert online.answers(f"http://user:hunter22@127.0.0.1:{hub.getsockname()[1]}")
+
+
 def test_a_server_that_says_nothing_does_not_answer():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert not online.answers(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.2)
