@@ -9,6 +9,7 @@ from typing import Any
 from proxytune.errors import DataError
 from proxytune.models.prompts import text_of
 from proxytune.tasks import preferences
+from proxytune.tasks.rows import check_whole
 from proxytune.tasks.task import Row
 
 # Of replies whose worth is known without a judge: (points, why).
@@ -46,7 +47,10 @@ def read(raw: Any, most: float) -> Scored:
         points = math.nan
     if not 0 <= points <= most:
         raise DataError(f"the score is {raw['score']!r}, and points go from 0 to {most:g}")
-    return str(raw["instruction"]), str(raw["response"]), points, str(raw.get("reason") or "")
+    texts = {key: str(raw.get(key) or "") for key in ("instruction", "response", "reason")}
+    for key, text in texts.items():
+        check_whole(text, f"the {key}")
+    return texts["instruction"], texts["response"], points, texts["reason"]
 
 
 def rows(
