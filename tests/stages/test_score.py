@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
-from proxytune.errors import DataError, SettingsError
+from proxytune.errors import DataError, ModelError, SettingsError
 from proxytune.files import read_jsonl
 from proxytune.settings import Benchmark, Fields, Judge, Score, load
 from proxytune.stages import score
@@ -281,6 +281,17 @@ def test_alpaca_farm_is_judged_over_http_and_what_it_took_is_told(tmp_path, monk
     assert found["win_rate"] == pytest.approx((0.5 + 0 + 0) / 3) and found["n_draws"] == 1
     assert found["prompt_tokens"] == 7 * found["requests"] == 7 * 6  # one pair is equal both ways round
     assert (again["unparsed"], again["kept"], again["requests"]) == (0, 7, 1)
+
+
+@pytest.mark.parametrize("fault", [503, None])
+def test_a_judge_that_gives_no_verdict_at_all_is_one_line(tmp_path, fault):
+    rows = written(tmp_path / "f.jsonl", {"instruction": "Sing.", "output": "La."})
+    path = written(tmp_path / "p.jsonl", {"instruction": "Sing.", "output": "LaLa."})
+    with Api() as api:
+        api.faults, api.choose = [fault] * 2 if fault else [], lambda *_: "I cannot say"
+        judge = Judge(url=api.url, models={"preference": "mine"}, kept=tmp_path / "kept", retries=0)
+        with pytest.raises(ModelError, match=r"judged none of 1 outputs: 2 answers .*mine runs there"):
+            run(path, "alpaca_farm", rows=rows, judge=judge)
 
 
 # Code

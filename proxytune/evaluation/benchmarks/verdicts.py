@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxytune import settings
-from proxytune.errors import SettingsError
+from proxytune.errors import ModelError, SettingsError
 from proxytune.evaluation.benchmarks.benchmark import Benchmark, Classifier, Preference, Program, Rule, Verdict
 
 Asked = Sequence[tuple[Any, Sequence[str]]]  # of each row its reference and the outputs, one a sample
@@ -16,7 +16,7 @@ Judged = tuple[list[list[Verdict]], dict[str, Any]]
 def judge(benchmark: Benchmark, asked: Asked, chosen: settings.Benchmark) -> Judged:
     """(verdicts of each row, what is told of the judging). Outputs are trimmed already.
 
-    Raises SettingsError where code may not be run or no judge is named.
+    Raises SettingsError where code may not be run or no judge is named, ModelError where a judge gives no verdict.
     """
     match benchmark.judge:
         case Rule(verdict):
@@ -95,6 +95,9 @@ def _prefer(preference: Preference, asked: Asked, chosen: settings.Judge) -> Jud
         for output in outputs
     ]
     preferences, told = judges.prefer(pairs, model, chosen)
+    if told["unjudged"] == len(pairs):
+        what = f"{chosen.url} judged none of {len(pairs)} outputs: {told['failures']} answers are missing or no verdict"
+        raise ModelError(what, f"see whether {model} runs there, and give the same command again: answers are kept")
     verdicts = (
         Verdict({}, parsed=False) if preference is None else Verdict({"win_rate": preference - 1})
         for preference in preferences
