@@ -21,6 +21,7 @@ from proxytune.models.trio import load as load_trio
 from proxytune.settings import Data, Expert, TaskChoice
 from proxytune.stages import expert
 from proxytune.stages.self_rewarding import loop
+from proxytune.stages.self_rewarding import method as self_rewarding
 from proxytune.stages.shared import trio as trios
 from tests.evaluation.test_judges import Api
 from tests.models.tiny_family import write_rows
@@ -256,6 +257,36 @@ def test_an_iterate_that_lost_a_bit_is_not_used(damaged, number):
     weights.write_bytes(bit(weights.read_bytes()))
     with pytest.raises(RegistryError, match=rf"instruction-m{number}@v1 is damaged: .*adapter_model"):
         expert.run(settings(place, method=method))
+
+
+@pytest.mark.slow
+def test_answers_that_are_made_anew_are_judged_anew(damaged):
+    place, method, _ = damaged
+    whole = results(place.outputs)
+    (work,) = (folder for folder in (place.outputs / "self_rewarding").iterdir() if folder.is_dir())
+    prompts, answers, judgements, pairs = (work / "round-1" / f"{step}.jsonl" for step in STEPS)
+    answers.unlink()
+    pairs.unlink()
+    files.write_checked(judgements, files.read_jsonl(judgements)[::-1])
+    expert.run(settings(place, method=method))
+    assert results(place.outputs) == whole and prompts.is_file()
+
+
+@pytest.mark.slow
+def test_an_iterate_that_is_tuned_again_has_its_round_again(damaged, monkeypatch):
+    place, method, _ = damaged
+    Registry(place.outputs / "registry").remove("instruction-m1")
+    (work,) = (folder for folder in (place.outputs / "self_rewarding").iterdir() if folder.is_dir())
+
+    def killed(settings):
+        raise Killed
+
+    again = settings(place, method=method)
+    monkeypatch.setattr(expert, "run", killed)
+    with pytest.raises(Killed):
+        self_rewarding.run(again)
+    assert [path.name for path in (work / "round-1").iterdir()] == ["judge"], "what is paid for stays"
+    assert (work / "round-2" / "yield.json").is_file()
 
 
 def served(scorer, **more):

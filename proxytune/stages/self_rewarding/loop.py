@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,14 @@ class Loop:
         return Limits(chosen.max_new_tokens or self.task.max_new_tokens, stop=tuple(stop))
 
 
-def once(path: Path, make: Callable[[], Iterable[Any]]) -> list[Any]:
-    """The rows of a file, made if it is not there. StorageError names a file that is not what was made."""
+def once(path: Path, make: Callable[[], Iterable[Any]], then: Sequence[Path] = ()) -> list[Any]:
+    """The rows of a file, made if it is not there. StorageError names a file that is not what was made.
+
+    then: files that are made of these rows, and anew where these are.
+    """
     if not path.is_file():
+        for stale in then:
+            stale.unlink(missing_ok=True)
         write_checked(path, list(make()))
     return read_jsonl(path)
 

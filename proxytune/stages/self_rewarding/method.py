@@ -132,6 +132,8 @@ def _registered(
     if number == 1:
         _check_fields(loop)
     read_jsonl(train)  # for its checksums: what trains takes rows of any file
+    for stale in (loop.work / f"round-{number}").glob("*.json*"):  # of an iterate that is no more
+        stale.unlink()
     return stage.run(settings)
 
 

@@ -44,9 +44,10 @@ def play(loop: Loop, number: int, iterate: Expert) -> dict[str, Any]:
 def _preferences(loop: Loop, number: int, folder: Path, author: Author) -> dict[str, Any]:
     plan = loop.plan
     kept = [loop.kept(number, label) for label in ("proposals", "answers", "judgements")]
-    rows = once(folder / "prompts.jsonl", lambda: _prompts(loop, number, folder, author, kept[0]))
+    steps = [folder / f"{step}.jsonl" for step in ("prompts", "answers", "judgements")]
+    rows = once(steps[0], lambda: _prompts(loop, number, folder, author, kept[0]), steps[1:])
     kept[0].journal.remove()
-    answers = once(folder / "answers.jsonl", lambda: _answers(loop, number, rows, author, kept[1]))
+    answers = once(steps[1], lambda: _answers(loop, number, rows, author, kept[1]), steps[2:])
     kept[1].journal.remove()
     replies = [[reply["text"] for reply in answer["replies"]] for answer in answers]
 
@@ -58,7 +59,7 @@ def _preferences(loop: Loop, number: int, folder: Path, author: Author) -> dict[
             found = rewards.by_model(plan, rows, replies, author, seed, kept[2], folder / "judge")
         return [{"id": row["id"], "replies": each} for row, each in zip(rows, found, strict=True)]
 
-    judgements = once(folder / "judgements.jsonl", judge)
+    judgements = once(steps[2], judge)
     kept[2].journal.remove()
     judged = [
         [
