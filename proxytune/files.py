@@ -48,14 +48,23 @@ def told(path: Path) -> Generator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(f"not allowed to write {path}", "point outputs= at a folder of yours") from error
-        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG):
             raise StorageError(f"cannot write {path}: {error.strerror}", "name another place for it") from error
         raise
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: beside it, synced, then renamed over it."""
+def check_target(path: Path) -> None:
+    """StorageError where no file can be put: a folder is there, or a device or pipe, which a rename would replace."""
     with told(path):
+        if path.exists() and not path.is_file():
+            raise StorageError(f"cannot write {path}: it is there and is no file", "name another place for it")
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: beside it, synced, then renamed over it. A link stays: its target is written."""
+    check_target(path)
+    with told(path):
+        path = Path(os.path.realpath(path))  # /dev/stdout, say, where a shell sends it to a file
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)

@@ -133,6 +133,29 @@ def test_a_name_in_the_way_is_told(folder):
         files.Journal(folder / "file" / "j")
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_what_is_there_and_is_no_file_stays_what_it_is(folder, kind):
+    path = Path(os.devnull) if kind == "device" else folder / "there"
+    if kind != "device":
+        {"folder": os.mkdir, "pipe": os.mkfifo}[kind](path)
+    before = path.stat()
+    with refused(f"cannot write {path}: it is there and is no file"):
+        files.write_json(path, 1)
+    assert (path.stat().st_ino, path.stat().st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_a_place_where_no_file_can_be_made_is_told():
+    with refused("cannot write /proc/self/fd/999"):  # a descriptor that is closed
+        files.write_json(Path("/proc/self/fd/999"), 1)
+
+
+def test_a_link_stays_and_what_it_points_at_is_written(folder):
+    (folder / "link").symlink_to("sub/file")
+    for value in (1, 2):  # there is nothing yet, then a file
+        files.write_json(folder / "link", value)
+        assert (folder / "link").is_symlink() and files.read_json(folder / "sub" / "file") == value
+
+
 def test_everyone_may_read_what_was_written(folder):
     files.write_atomic(folder / "sub" / "a", b"bytes")
     assert (folder / "sub" / "a").stat().st_mode & 0o777 == 0o644 and (folder / "sub" / "a").read_bytes() == b"bytes"

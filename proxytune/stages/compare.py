@@ -15,7 +15,7 @@ from proxytune.errors import SettingsError
 from proxytune.evaluation import compare
 from proxytune.evaluation.intervals import SAMPLES
 from proxytune.evaluation.summary import spoken
-from proxytune.files import write_atomic, write_json
+from proxytune.files import check_target, write_atomic, write_json
 from proxytune.settings import Tracker
 from proxytune.tracking import record
 
@@ -33,6 +33,8 @@ def run(
     outputs: Path = Path("outputs"),
 ) -> Found:
     """Compare, and print or write it; with a tracker other than `none`, keep it as a run of its own below outputs."""
+    if out:
+        check_target(out)
     groups = [group(given) for given in runs]
     found = compare.compare(groups, samples=samples, seed=seed)
     if tracker is not None and tracker.name != "none":

@@ -13,7 +13,7 @@ from proxytune.decoding.engine import build
 from proxytune.decoding.request import Reply, Request, sampling, variant
 from proxytune.decoding.streaming import Pieces
 from proxytune.errors import DataError, ProxytuneError
-from proxytune.files import write_jsonl
+from proxytune.files import check_target, write_jsonl
 from proxytune.models.prompts import Turns, plain_text
 from proxytune.models.trio import Trio
 from proxytune.settings import DecodeStage
@@ -36,6 +36,8 @@ def run(settings: DecodeStage) -> list[dict[str, Any]]:
     A single prompt on a terminal is streamed; `compare=true` shows the systems side by side. With a base behind an API
     what is finished is written, and kept for the same command, when a fault or a spent budget ends the run.
     """
+    if settings.out:
+        check_target(settings.out)
     asked = read_prompts(settings.prompt, settings.prompts)
     expert = trios.find(settings)
     settings = trios.pinned(settings, expert)

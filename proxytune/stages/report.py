@@ -9,7 +9,7 @@ from typing import Any
 from proxytune.errors import ProxytuneError
 from proxytune.evaluation.summary import SCORES, SYSTEMS, better, spoken
 from proxytune.experts.registry import Expert, Registry
-from proxytune.files import read_checked, read_json, read_jsonl, write_atomic
+from proxytune.files import check_target, read_checked, read_json, read_jsonl, write_atomic
 from proxytune.settings import Analyze, Evaluate
 from proxytune.stages.shared import past
 from proxytune.stages.shared.past import Past
@@ -30,6 +30,8 @@ def run(
     """Write the report of a run and print its path last; returns the path."""
     from proxytune.analysis import canvas, report
 
+    if out:
+        check_target(out)
     of = past.read(folder)
     changes: dict[str, Any] = {"command": command}
     if tracker:

@@ -10,7 +10,7 @@ from proxytune.errors import DataError, SettingsError
 from proxytune.evaluation.benchmarks import catalog, predictions, rows, verdicts
 from proxytune.evaluation.benchmarks.benchmark import Benchmark, Program
 from proxytune.evaluation.benchmarks.report import report
-from proxytune.files import write_jsonl
+from proxytune.files import check_target, write_jsonl
 from proxytune.settings import Score
 
 
@@ -18,6 +18,8 @@ def run(settings: Score) -> dict[str, Any]:
     """Score, print the table on standard error and the metrics as the last line of standard output."""
     if settings.predictions is None:
         raise SettingsError("there is nothing to score", "set predictions=FILE")
+    if settings.out:
+        check_target(settings.out)
     benchmark = catalog.get(settings.benchmark.name)
     answered, columns, missing = _read(settings, benchmark)
     raw = settings.outputs == "raw"

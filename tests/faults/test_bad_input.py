@@ -114,6 +114,8 @@ REGISTRY = [
     ([], 2),
 ]
 
+OUT = ["", "/dev/null", "/"]
+
 MODELS = [
     "no-such-org/no-such-model",
     "/nowhere/at/all",
@@ -225,6 +227,19 @@ def test_a_slip_with_the_registry_is_one_line(arguments, code, capsys):
     assert told.out == "" and len(told.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("out", OUT, ids=repr)
+@pytest.mark.parametrize(
+    "arguments",
+    [["score", "benchmark=gsm8k", "predictions=absent", "out="], ["compare", "a", "--out"], ["report", "a", "--out"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_out_that_can_be_no_file_is_refused_before_anything_is_read(arguments, out, capsys):
+    *given, last = arguments
+    assert cli.main([*given, *([last + out] if last.endswith("=") else [last, out])]) == 7
+    told = capsys.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 1 and f"cannot write {Path(out)}" in told.err
+
+
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model[:30])
 def test_a_model_that_is_not_there_is_named(model):
     from proxytune.models.loading import load_tokenizer
@@ -279,5 +294,5 @@ def test_a_whole_command_line_that_fails_takes_less_than_two_seconds(arguments, 
 
 
 def test_there_are_enough_cases():
-    fixed = 2 * len(ROWS) + 4 + 4 + 8 + len(REGISTRY) + len(MODELS) + 4 + 8
+    fixed = 2 * len(ROWS) + 4 + 4 + 8 + len(REGISTRY) + 3 * len(OUT) + len(MODELS) + 4 + 8
     assert len(CASES) + fixed >= 120

@@ -149,6 +149,8 @@ def test_prompts_that_end_in_a_space_are_told_and_taken(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_an_out_that_is_a_folder_is_told(place, tmp_path):
+def test_an_out_that_is_a_folder_is_told_before_any_model_is_loaded(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(decode.trios, "load", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(StorageError, match="cannot write"):
         run(place, prompt=ASKED, out=tmp_path)
+    assert not (place.outputs / "runs").exists()
