@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 from pipelines import cli
+from proxytune.errors import SettingsError
 
 
 def run(values: dict[str, Any]) -> None:
@@ -31,8 +32,13 @@ def run(values: dict[str, Any]) -> None:
 def reproduce(reference: str, overrides: list[str], command: str) -> int:
     """`--from-manifest`: settings come from a registered expert's manifest and not from conf/."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
+    try:
+        changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise SettingsError(f"cannot read {' '.join(overrides)!r}", "give key=value with plain values") from error
 
     from proxytune.stages import reproduce
 

@@ -46,7 +46,11 @@ def launch(stage: str, arguments: Sequence[str], command: str) -> int:
 
     flags = parser(stage)
     options = flags.parse_intermixed_args(arguments)
-    if reference := getattr(options, "from_manifest", None):
+    if (reference := getattr(options, "from_manifest", None)) is not None:
+        own = ("overrides", "from_manifest")
+        if others := [name for name in vars(options).keys() - own if getattr(options, name) != flags.get_default(name)]:
+            asked = " ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
+            raise SettingsError(f"{asked} does not go with --from-manifest", "its settings are those of the manifest")
         return importlib.import_module(f"pipelines.{stage}").reproduce(reference, options.overrides, command)
     search = search_path(options.config_dir)
     overrides = [*options.overrides, *search]

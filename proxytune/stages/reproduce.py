@@ -88,5 +88,5 @@ def _values(like: Manifest, changes: Mapping[str, Any]) -> dict[str, Any]:
         old = values.get(key)
         if isinstance(old, dict) and isinstance(change, str):
             change = {"name": change} if key != "data" else {"source": change}
-        values[key] = {**old, **change} if isinstance(old, dict) else change
+        values[key] = {**old, **change} if isinstance(old, dict) and isinstance(change, dict) else change
     return values

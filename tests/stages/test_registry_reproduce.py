@@ -103,3 +103,22 @@ def test_the_tracker_of_somebody_else_s_manifest_is_not_taken(place):
 def test_what_would_change_the_recipe_is_refused(place, changes, said):
     with pytest.raises(SettingsError, match=said):
         again(place, **changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--from-manifest", ""], 6, "''"),
+        (["--from-manifest", "qa", "--cfg", "job"], 2, "--cfg does not go with --from-manifest"),
+        (["--from-manifest", "qa", "-m", "--config-dir", "x"], 2, "--config-dir --multirun does not go with"),
+        (["--from-manifest", "qa", "tracker=null"], 2, "tracker=None"),
+        (["--from-manifest", "qa", "data="], 2, "data=None"),
+        (["--from-manifest", "qa", "name=["], 2, "cannot read 'outputs="),
+        (["--from-manifest", "qa", "name=${"], 2, "cannot read 'outputs="),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else None,
+)
+def test_a_slip_trains_nothing(place, arguments, code, said, capsys):
+    assert cli.main(["expert", f"outputs={place.outputs}", *arguments]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and Registry(place.outputs / "registry").versions("qa") == [1]
