@@ -21,7 +21,7 @@ from proxytune.stages import evaluate
 from proxytune.stages.shared import past
 from proxytune.stages.shared import trio as trios
 from proxytune.stages.shared.past import Past
-from proxytune.stages.shared.start import start
+from proxytune.stages.shared.start import limit_threads, start
 from proxytune.tracking import record
 from proxytune.tracking.progress import track
 
@@ -49,8 +49,9 @@ def run(settings: Analyze) -> dict[str, Any]:
     settings = _as_in(of, settings) if of else settings
     expert = trios.find(settings)
     alpha = _alpha(settings, expert, of)
+    limit_threads(settings)
+    written = replies(settings, expert, alpha, of)
     with start(settings, "analyze", [settings.expert.replace("@", "-")], alpha=alpha) as tracked:
-        written = replies(settings, expert, alpha, of)
         rows, path = records(settings, expert, alpha, written)
         about = of.summary["task"] if of and of.summary else settings.task.name
         classes = CLASSES.get(about, "text") if settings.classes == "auto" else settings.classes
@@ -122,7 +123,7 @@ def _evaluated(settings: Analyze, expert: Expert, alpha: float, of: Past | None)
     own = alpha if settings.system == "steered" else None
     rows = of.rows(settings.system, own) if of else []
     if not rows and asked.benchmark is None:
-        rows = evaluate.measure(asked, expert, [alpha]).get((settings.system, own), [])
+        rows = evaluate.measure(asked, expert, evaluate.asked(asked, expert), [alpha]).get((settings.system, own), [])
     questions = past.questions(asked) if rows else {}
     return [
         Written(row["id"], questions[row["id"]][0], row["text"], row.get("token_ids"))

@@ -52,8 +52,10 @@ def run(settings: Evaluate) -> Found:
     settings = trios.pinned(settings, expert)
     alpha = trios.alpha_of(settings, expert)
     alphas = sorted({alpha, *settings.alphas})
+    work = asked(settings, expert)
     with start(settings, "evaluate", tags_of(settings), alpha=alpha) as tracked:
-        found = summarise(settings, expert, measure(settings, expert, alphas), chosen=alpha, folder=tracked.folder)
+        records = measure(settings, expert, work, alphas)
+        found = summarise(settings, expert, records, chosen=alpha, folder=tracked.folder)
         picture = tracked.folder / "comparison.png"
         figures.comparison(found.summary, picture)
         tables.console().print(tables.evaluation(found.summary))
@@ -68,15 +70,14 @@ def tags_of(settings: Evaluate) -> list[str]:
     return [settings.expert.replace("@", "-")]
 
 
-def measure(settings: Evaluate, expert: Expert, alphas: Sequence[float]) -> Records:
+def measure(settings: Evaluate, expert: Expert, work: Measure, alphas: Sequence[float]) -> Records:
     """Score every system, the steered one at each alpha; what was scored before is read, not computed again.
 
     DataError where no row fits into all of the models: there is nothing to tell then.
     """
-    measured = _measure(settings, expert)
-    records = points(settings, expert, measured, alphas, partial(_compute, settings, measured))
+    records = points(settings, expert, work, alphas, partial(_compute, settings, work))
     if all(any(row.get("too_long") for row in of_systems) for of_systems in zip(*records.values(), strict=True)):
-        what = f"all of the {len(measured.rows)} {settings.split} rows are longer than a model's context"
+        what = f"all of the {len(work.rows)} {settings.split} rows are longer than a model's context"
         raise DataError(what, "give shorter ones")
     return records
 
@@ -119,7 +120,8 @@ def built(
     return summary | {"notes": [*inexact, *summary["notes"]]}
 
 
-def _measure(settings: Evaluate, expert: Expert) -> Measure:
+def asked(settings: Evaluate, expert: Expert) -> Measure:
+    """The task's held-out rows, ready to be measured on. Raises DataError before any model is loaded."""
     task = catalog.get(settings.task.name)
     data = dataset(settings)
     warn(data)
@@ -182,7 +184,7 @@ def points(
 
 def _compute(settings: Evaluate, measured: Measure, system: System, points: list[Point], alphas: Alphas):
     """The records of one system's missing points, all alphas in one scoring pass."""
-    asked = [system.encode(row["prompt"]) for row in measured.rows]
+    prompts = [system.encode(row["prompt"]) for row in measured.rows]
     replies = [system.encode_completion(row["prompt"], row["completion"]) for row in measured.rows]
     ended = replace(measured, limits=replace(measured.limits, end_ids=system.end_ids))
     parts = [measured.part(settings.outputs, point) for point in points]
@@ -190,7 +192,7 @@ def _compute(settings: Evaluate, measured: Measure, system: System, points: list
     def at_most(rows: int) -> list[list[dict[str, Any]]]:
         decode = ended.decode.model_copy(update={"batch_size": min(rows, ended.decode.batch_size)})
         less = replace(ended, decode=decode, score_batch_size=min(rows, ended.score_batch_size))
-        return compute(less, system, alphas, asked, replies, parts)
+        return compute(less, system, alphas, prompts, replies, parts)
 
     return in_smaller_batches(at_most, max(ended.decode.batch_size, ended.score_batch_size))
 

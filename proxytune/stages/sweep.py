@@ -36,9 +36,10 @@ def collect(
     alphas = sorted(set(alphas))
     expert = trios.find(settings)
     settings = trios.pinned(settings, expert)
+    work = evaluate.asked(settings, expert)
     with start(settings, "sweep", evaluate.tags_of(settings), alphas=alphas) as tracked:
         folder = sweep_folder(settings, expert)
-        records = evaluate.measure(settings, expert, alphas)
+        records = evaluate.measure(settings, expert, work, alphas)
         if settings.split == "validation":
             chosen = best(records, select)
         else:  # judged at the alpha that was there before, or the one nearest to it

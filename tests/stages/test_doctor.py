@@ -165,7 +165,7 @@ def test_the_effect_is_the_loss_that_evaluate_finds(place):
     expert = doctor.Patient(settings).experts[0]
     nats, ids, tokens = effect.measured(settings, expert)
     whole = place.settings(Evaluate, split="validation", generate=False, alpha=0.5, tuned=None)
-    records = evaluate.measure(whole, expert, [0.5])
+    records = evaluate.measure(whole, expert, evaluate.asked(whole, expert), [0.5])
     for name, key in (("base", ("base", None)), ("expert", ("expert", None)), (0.5, ("steered", 0.5))):
         assert ids == [row["id"] for row in records[key]]
         assert nats[name].tolist() == pytest.approx([row["loss"] for row in records[key]], rel=1e-5)

@@ -10,8 +10,8 @@ import pytest
 
 from proxytune.errors import DataError, RegistryError, TrioError
 from proxytune.experts.registry import Registry
-from proxytune.settings import Data, Evaluate
-from proxytune.stages import evaluate
+from proxytune.settings import Analyze, Data, Evaluate, Sweep
+from proxytune.stages import analyze, evaluate, sweep
 from proxytune.stages.shared import trio
 from tests.models.tiny_family import write_rows
 
@@ -194,3 +194,19 @@ def test_threads_are_set_only_where_they_are_asked_for(place, monkeypatch):
     run(place, generate=False)
     run(place, generate=False, threads=3)
     assert asked == [3]
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "changes"),
+    [
+        (evaluate, Evaluate, {"data": Data(source="files", test="absent.jsonl")}),
+        (sweep, Sweep, {"data": Data(source="files", validation="absent.jsonl")}),
+        (analyze, Analyze, {"data": Data(source="files", test="absent.jsonl")}),
+        (analyze, Analyze, {"replies": Path("absent.jsonl")}),
+    ],
+    ids=["evaluate", "sweep", "analyze", "analyze-replies"],
+)
+def test_rows_that_cannot_be_read_leave_no_run_behind(place, stage, kind, changes):
+    with pytest.raises(DataError, match="absent"):
+        stage.run(place.settings(kind, **changes))
+    assert not (place.outputs / "runs").exists()
