@@ -111,6 +111,8 @@ def _replies(settings: Evaluate) -> list[Question]:
                 held.append({"id": str(len(held)), **row})
             except DataError as error:
                 raise DataError(f"{chosen.rows}, {where}: {error.what}", error.hint) from error
+        if not held:
+            raise DataError(f"{chosen.rows} holds no rows")
     return [
         Question(
             row["id"],

@@ -71,15 +71,8 @@ def tags_of(settings: Evaluate) -> list[str]:
 
 
 def measure(settings: Evaluate, expert: Expert, work: Measure, alphas: Sequence[float]) -> Records:
-    """Score every system, the steered one at each alpha; what was scored before is read, not computed again.
-
-    DataError where no row fits into all of the models: there is nothing to tell then.
-    """
-    records = points(settings, expert, work, alphas, partial(_compute, settings, work))
-    if all(any(row.get("too_long") for row in of_systems) for of_systems in zip(*records.values(), strict=True)):
-        what = f"all of the {len(work.rows)} {settings.split} rows are longer than a model's context"
-        raise DataError(what, "give shorter ones")
-    return records
+    """Score every system, the steered one at each alpha; what was scored before is read, not computed again."""
+    return points(settings, expert, work, alphas, partial(_compute, settings, work))
 
 
 def summarise(settings: Evaluate, expert: Expert, records: Records, *, chosen: float, folder: Path) -> Found:
@@ -149,7 +142,8 @@ def points(
 ) -> Records:
     """Read or compute the points of all systems. Models are loaded only if something is missing.
 
-    compute(system, its missing points, their alphas): the records of each, all of them in one pass.
+    compute(system, its missing points, their alphas): the records of each, all of them in one pass. DataError where no
+    row fits into all of the models: there is nothing to tell then.
     """
     beside, tuned = trios.held(settings), trios.tuned_base(settings, expert, settings.tuned)
     served = reach(settings, trios.load(settings, expert, beside)) if settings.base else None
@@ -179,6 +173,9 @@ def points(
             (rows,) = compute(alone.load("tuned", settings.base_ref, settings.family.dtype, tuned), [point], [()])
             keep(settings.outputs, measure, point, rows)
         found["tuned", None] = rows
+    if all(any(row.get("too_long") for row in of_systems) for of_systems in zip(*found.values(), strict=True)):
+        what = f"all of the {len(found['base', None])} rows are longer than a model's context"
+        raise DataError(what, "give shorter ones")
     return found
 
 

@@ -165,6 +165,9 @@ def test_files_that_are_none_are_told(tmp_path):
     }.items():
         with pytest.raises(DataError, match=said):
             load("gsm8k", path)
+    (tmp_path / "notes.txt").write_text("no file of ToxiGen's\n")
+    with pytest.raises(DataError, match="holds no rows that toxigen asks"):
+        load("toxigen", tmp_path)
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-4])
     with pytest.raises(DataError, match="cannot be read"):
         load("gsm8k", tmp_path / "torn.jsonl.gz")

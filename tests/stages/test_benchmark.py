@@ -181,6 +181,15 @@ def test_what_cannot_be_judged_is_refused_before_a_model_is_loaded(place, gsm, m
         run(place, "truthfulqa_likelihood", gsm)
 
 
+@pytest.mark.parametrize("name", ["heldout_loss", "truthfulqa_likelihood", "gsm8k"])
+def test_a_file_without_rows_is_refused_before_a_model_is_loaded(place, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.trios, "load", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / "rows.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl holds no rows"):
+        run(place, name, tmp_path / "rows.jsonl")
+    assert not (place.outputs / "runs").exists()
+
+
 def test_programs_are_run_once_and_a_damaged_verdict_is_refused(place, monkeypatch):
     path = PUBLIC / "humaneval" / "HumanEval.jsonl.gz"
     if not path.exists():
@@ -253,6 +262,9 @@ def test_what_is_longer_than_a_context_is_left_out_of_all_systems_and_counted(pl
     found = run(place, "truthfulqa_likelihood", mc, tuned=None)
     assert [row["measures"]["mc1"]["over"] for row in found.summary["rows"]] == [5, 5, 5]
     assert "1 rows are left out" in capsys.readouterr().err
+    mc.write_text(json.dumps([{**MC[0], "question": "word " * 3000}]))
+    with pytest.raises(DataError, match="all of the 1 rows are longer"):
+        run(place, "truthfulqa_likelihood", mc, tuned=None)
 
 
 def test_summaries_of_one_measure_share_a_fingerprint_of_their_rows(place, gsm, mc):

@@ -93,7 +93,7 @@ def test_a_row_longer_than_a_context_is_left_out_of_every_curve(place, tmp_path)
 @pytest.mark.parametrize("measure", [run, lambda place, **how: evaluate.run(place.settings(Evaluate, **how))])
 def test_rows_that_are_all_longer_than_a_context_are_refused(place, tmp_path, measure):
     data = place.data.model_copy(update={"validation": with_long_row(place.data.validation, tmp_path)})
-    with pytest.raises(DataError, match=r"all of the 1 validation rows are longer"):
+    with pytest.raises(DataError, match=r"all of the 1 rows are longer"):
         measure(place, data=data.model_copy(update={"limit_validation": 1}), split="validation", generate=False)
 
 

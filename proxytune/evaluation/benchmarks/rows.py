@@ -32,9 +32,10 @@ def load(benchmark: Benchmark, path: Path | None, revision: str | None = None, s
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, StopIteration) as error:
             bad.append(f"{where}: {reason(error)}")
     refuse(bad, source, f"this is not {benchmark.name}'s public format")
-    if not rows:
-        raise DataError(f"{source} holds no rows")
-    return benchmark.choose(rows, rng) if benchmark.choose else rows
+    asked = benchmark.choose(rows, rng) if benchmark.choose else rows
+    if not asked:
+        raise DataError(f"{source} holds no rows that {benchmark.name} asks")
+    return asked
 
 
 def read(path: Path) -> Iterator[tuple[str, Any]]:
