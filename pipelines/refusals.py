@@ -31,6 +31,11 @@ def in_one_line(engine: Any, stage: str, overrides: list[str], search: list[str]
         raise SettingsError(f"{where} is not plain YAML: {error.problem}") from error
     except HydraException as error:
         raise _refused(error, Known(engine, stage, overrides, search)) from error
+    except ValueError as error:
+        if key := _into_a_list(error, overrides):
+            what = f"{key} sets one key of what is a list"
+            raise SettingsError(what, f"give it as a whole: {key.partition('.')[0]}=[...]") from error
+        raise
 
 
 def _missing(error: Any) -> SettingsError:
@@ -40,6 +45,13 @@ def _missing(error: Any) -> SettingsError:
     if not group:
         return SettingsError(str(error).splitlines()[0])
     return SettingsError(f"no {group} {choice!r}", did_you_mean(choice, error.options or []))
+
+
+def _into_a_list(error: ValueError, overrides: list[str]) -> str | None:
+    """The override whose key goes on into a list, where OmegaConf wants a number and says no more than what it got."""
+    got = re.search(r"invalid literal for int\(\) with base 10: '(.*)'", str(error))
+    keys = [override.partition("=")[0] for override in overrides]
+    return next((key for key in keys if got and got[1] in key.split(".")[1:]), None)
 
 
 def _refused(error: Exception, known: Known) -> SettingsError:

@@ -191,6 +191,8 @@ def test_every_key_of_a_root_is_commented():
         (["demo", "base.url=http://127.0.0.1:1"], "demo takes no base behind an API"),
         (["decode", "base=vlm"], "no base 'vlm' (did you mean 'vllm'"),
         (["evaluate", "alpha"], "cannot read 'alpha'"),
+        (["evaluate", "steering.expert=code@best"], "steering.expert sets one key of what is a list (give it as a"),
+        (["evaluate", "steering=0.5"], "steering=0.5: Input should be a valid list"),
         (["doctor", "base=vllm"], "base.model is not given (add base.model=VALUE)"),
         (["compare"], "required: [NAME=]RUN[,RUN...] (see proxytune compare --help)"),
         (["report"], "required: RUN (see proxytune report --help)"),

@@ -96,7 +96,10 @@ class Steering(Stage):
     @model_validator(mode="before")
     @classmethod
     def _first_expert(cls, values: Any) -> Any:
-        first = (values.get("steering") or [None])[0]
+        several = values.get("steering")
+        first = (
+            several[0] if isinstance(several, list | tuple) and several else None
+        )  # what is no list is refused as such
         first = first.model_dump() if isinstance(first, Steer) else first
         if isinstance(first, Mapping) and "expert" in first:
             alpha = values.get("alpha")

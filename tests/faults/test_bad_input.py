@@ -57,7 +57,7 @@ VALUES: list[tuple[str, str, list[Any]]] = [
     ("evaluate", "task.max_new_tokens", [0]),
     ("evaluate", "task.stop", ["end"]),
     ("evaluate", "base_model", [5, {"revision": "main"}]),
-    ("evaluate", "steering", [[{"alpha": 1}], [{"expert": "a"}, {"alpha": 2}], "a@best"]),
+    ("evaluate", "steering", [[{"alpha": 1}], [{"expert": "a"}, {"alpha": 2}], "a@best", 0.5, {"a": 1}]),
     ("expert", "model", ["large"]),
     ("expert", "peft.r", [0, "wide"]),
     ("expert", "peft.lora_alpha", [0, NAN]),
