@@ -20,6 +20,8 @@ from pipelines.parser import Parser
 from proxytune.errors import SettingsError
 from proxytune.files import resource
 
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
 
 def parser(stage: str) -> Parser:
     flags = Parser(prog=f"proxytune {stage}", add_help=False)
@@ -28,7 +30,7 @@ def parser(stage: str) -> Parser:
     flags.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help="print the settings instead of running")
     flags.add_argument("-p", "--package", help="with --cfg: only this part")
     flags.add_argument("--resolve", action="store_true", help="with --cfg: with interpolations filled in")
-    flags.add_argument("-i", "--info", nargs="?", const="all", help="what Hydra found: all, defaults, searchpath, ...")
+    flags.add_argument("-i", "--info", nargs="?", const="all", choices=INFO, help="what Hydra found")
     flags.add_argument("-cd", "--config-dir", help="a folder with groups of your own")
     flags.add_argument("--hydra-help", action="store_true", help="Hydra's own settings")
     if stage == "expert":
@@ -61,7 +63,10 @@ def launch(stage: str, arguments: Sequence[str], command: str) -> int:
         prefer_modest_launchers()
         with refusals.in_one_line(engine, stage, options.overrides, search):
             if options.cfg:
-                engine.show_cfg(stage, overrides, options.cfg, options.package, options.resolve)
+                try:
+                    engine.show_cfg(stage, overrides, options.cfg, options.package, options.resolve)
+                except SystemExit:  # it has told that there is no such package
+                    return SettingsError.exit_code
             elif options.info:
                 engine.show_info(options.info, stage, overrides)
             elif options.hydra_help:
@@ -87,7 +92,10 @@ def multirun(engine: Any, stage: str, command: str, overrides: list[str]) -> int
     whole = [plain(done.cfg, command, group) for done in jobs if not done.return_value]
     gather = getattr(importlib.import_module(f"pipelines.{stage}"), "gather", None)
     if gather and whole:
-        gather(whole)
+        try:
+            gather(whole)
+        except Exception as error:  # as in a job: what it raises is none of Hydra's
+            codes.append(exits.of(error).tell())
     return next(iter(codes), 0)
 
 

@@ -17,7 +17,8 @@ from proxytune.errors import SettingsError, did_you_mean
 def in_one_line(engine: Any, stage: str, overrides: list[str], search: list[str]) -> Generator[None]:
     """Turn whatever Hydra says of the given overrides into a SettingsError. `search`: those that name folders."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-    from yaml import MarkedYAMLError
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError, YAMLError
 
     try:
         yield
@@ -31,11 +32,13 @@ def in_one_line(engine: Any, stage: str, overrides: list[str], search: list[str]
         raise SettingsError(f"{where} is not plain YAML: {error.problem}") from error
     except HydraException as error:
         raise _refused(error, Known(engine, stage, overrides, search)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         if key := _into_a_list(error, overrides):
             what = f"{key} sets one key of what is a list"
             raise SettingsError(what, f"give it as a whole: {key.partition('.')[0]}=[...]") from error
-        raise
+        told = "a file is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
+        hint = "look into the files of --config-dir" if search else ""
+        raise SettingsError(f"these settings cannot be composed: {told[:300]}", hint) from error
 
 
 def _missing(error: Any) -> SettingsError:
@@ -47,7 +50,7 @@ def _missing(error: Any) -> SettingsError:
     return SettingsError(f"no {group} {choice!r}", did_you_mean(choice, error.options or []))
 
 
-def _into_a_list(error: ValueError, overrides: list[str]) -> str | None:
+def _into_a_list(error: Exception, overrides: list[str]) -> str | None:
     """The override whose key goes on into a list, where OmegaConf wants a number and says no more than what it got."""
     got = re.search(r"invalid literal for int\(\) with base 10: '(.*)'", str(error))
     keys = [override.partition("=")[0] for override in overrides]

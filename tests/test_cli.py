@@ -309,6 +309,36 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "temperature: 1 # caf\xe9".encode("latin-1"),
+            "a file is not UTF-8 text (look into the files of --config-dir)",
+        ),
+        ("temperature: 1".encode("utf-16"), "a file is not UTF-8 text"),
+        (b"temperature: 1 # \x01", "mine.yaml"),
+        (b"temperature: [", "mine.yaml, line 1 is not plain YAML"),
+        (b"defaults: 5", "defaults must be a list"),
+        (b"defaults: [mine]", "recursion"),
+        (b"temperature: &a [*a]", "cannot be composed"),
+    ],
+    ids=repr,
+)
+def test_a_file_of_ones_own_that_cannot_be_read_is_one_line(content, said, tmp_path, capsys):
+    (tmp_path / "decode").mkdir()
+    (tmp_path / "decode" / "mine.yaml").write_bytes(content)
+    assert cli.main(["decode", "--config-dir", str(tmp_path), "decode=mine", "prompt=x"]) == 2
+    assert said in one_line(capsys.readouterr().err)
+
+
+def test_asking_hydra_for_what_it_does_not_have_is_exit_code_2(capsys):
+    assert cli.main(["decode", "--cfg", "job", "-p", "nope"]) == 2
+    assert capsys.readouterr().err == "package 'nope' not found in config\n"
+    assert cli.main(["decode", "--info", "nope"]) == 2
+    assert "invalid choice: 'nope'" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
     ("launcher", "key", "value"),
     [("joblib", "n_jobs", 2), ("submitit_local", "timeout_min", 1440), ("submitit_slurm", "timeout_min", 1440)],
 )
