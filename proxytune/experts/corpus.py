@@ -78,8 +78,7 @@ def write_documents(path: Path, documents: Iterable[str]) -> None:
 
 
 def read_documents(path: Path) -> list[str]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in file]
+    return rowfiles.read_each(path, lambda row: row["text"])
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int):

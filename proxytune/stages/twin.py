@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable
@@ -23,6 +22,8 @@ from proxytune.models.identity import identify
 from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.quiet import quiet
 from proxytune.settings import ModelRef, Twin
+from proxytune.tasks.rowfiles import parsed
+from proxytune.tasks.rows import check_whole
 from proxytune.tracking import record
 from proxytune.tracking.plain import safe_name
 
@@ -165,13 +166,11 @@ def paragraphs(path: Path) -> list[str]:
 
 
 def text_of(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error}") from None
+    row = parsed(line.encode(), where)
     text = next((row[key] for key in TEXT_KEYS if key in row), None) if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise DataError(f"{where}: the row has no text", f"one of {', '.join(TEXT_KEYS)} must be a text")
+    check_whole(text, f"{where}: the text")
     return text
 
 

@@ -151,7 +151,7 @@ def parsed(text: bytes, where: str) -> Any:
         return json.loads(text.decode())
     except UnicodeDecodeError:
         raise DataError(f"{where}: not UTF-8") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # a number of thousands of digits too
         raise DataError(f"{where}: not JSON: {error}") from None
     except RecursionError:
         raise DataError(f"{where}: nested too deep") from None

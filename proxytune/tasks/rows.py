@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,7 @@ def checked(row: Mapping[str, Any]) -> Row:
         if prompt.endswith((" ", "\t")):
             raise DataError("the prompt ends in a space, which belongs to the next word", "move it to the completion")
     identity = row.get("id")
+    check_whole(identity, "the id")
     named = {} if identity in (None, "") else {"id": str(identity)}
     return {**named, "prompt": prompt, "completion": completion}
 
@@ -93,9 +95,10 @@ def check_text(value: Any, what: str) -> None:
     check_whole(value, f"the {what}")
 
 
-def check_whole(text: str, what: str, hint: str = "") -> None:
-    """DataError where a text cannot be written down: JSON, and bytes that are not UTF-8, make half characters."""
+def check_whole(value: Any, what: str, hint: str = "") -> None:
+    """DataError where a text, or any in a row, cannot be written down: JSON, and bytes that are not UTF-8, make half
+    characters."""
     try:
-        text.encode()
+        json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         raise DataError(f"{what} holds half a character (a lone surrogate)", hint) from None

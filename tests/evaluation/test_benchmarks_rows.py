@@ -148,6 +148,7 @@ def test_how_a_benchmark_is_decoded_can_be_overridden():
         ([{"question": "q", "answer": "#### x"}, "{}"], "2 bad rows: line 1: 'x' is no number; line 2: there is no"),
         (["[]"], "line 1: "),
         (["{"], "line 1: not JSON"),
+        ([{"question": "\ud800", "answer": "#### 1"}], "line 1: the row holds half a character"),
         ([], "holds no rows"),
     ],
 )
@@ -167,6 +168,9 @@ def test_files_that_are_none_are_told(tmp_path):
             load("gsm8k", path)
     (tmp_path / "notes.txt").write_text("no file of ToxiGen's\n")
     with pytest.raises(DataError, match="holds no rows that toxigen asks"):
+        load("toxigen", tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"notes\.txt: not UTF-8"):
         load("toxigen", tmp_path)
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-4])
     with pytest.raises(DataError, match="cannot be read"):

@@ -307,6 +307,21 @@ def test_mc1_and_mc2_are_what_the_model_itself_says(place, mc):
     assert found.records["steered", 0.0] == found.records["base", None] != found.records["steered", 1.0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"question": "\ud800"}, "row 2: the row holds half a character"),
+        ({"mc1_targets": {}}, "row 2: a question has no answers"),
+        ({"mc2_targets": {"choices": [], "labels": []}}, "row 2: a question has no answers"),
+        ({"mc1_targets": 5}, "row 2: "),
+    ],
+)
+def test_a_question_that_cannot_be_weighed_is_named_by_its_place(mc, changes, said):
+    mc.write_text(json.dumps([MC[0], {**MC[1], **changes}]))
+    with pytest.raises(DataError, match=said):
+        weighed.load(Benchmark(name="truthfulqa_likelihood", rows=mc))
+
+
 def test_mmlu_is_read_by_subject(tmp_path):
     header = "question,choice0,choice1,choice2,choice3,answer\n"
     for subject in ("anatomy", "virology"):

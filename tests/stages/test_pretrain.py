@@ -100,6 +100,16 @@ def test_a_bad_row_of_extra_text_is_named_and_nothing_of_the_text_is_kept(tmp_pa
     assert not list(tmp_path.rglob("*.gz"))
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"{}" + data, lambda data: b""])
+def test_gathered_text_that_was_damaged_is_named(tmp_path, damage):
+    path = tmp_path / "documents.jsonl.gz"
+    corpus.write_documents(path, ["one", ""])
+    assert corpus.read_documents(path) == ["one", ""]
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"documents\.jsonl\.gz"):
+        corpus.read_documents(path)
+
+
 def test_extra_text_that_is_not_utf_8_is_refused(tmp_path):
     (tmp_path / "more.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"more\.txt: not UTF-8"):

@@ -214,6 +214,13 @@ def test_multiple_choice_is_joined_with_the_real_csv(tmp_path):
     assert run(path, "truthfulqa_mc", rows=csv, limit=len(letters))["accuracy"] == 1
 
 
+@pytest.mark.parametrize("changes", [{"id": "\ud800"}, {"target_groups": ["\ud800"]}], ids=["id", "group"])
+def test_an_id_or_group_of_half_a_character_is_refused_by_its_line(tmp_path, changes):
+    row = {"id": "1", "text": "- x", "target_groups": ["women"], "prediction": "y", "is_toxic": 1}
+    with pytest.raises(DataError, match="line 2: its id or group holds half a character"):
+        run(written(tmp_path / "t.jsonl", row, row | changes), "toxigen")
+
+
 def test_verdicts_that_a_file_tells_are_taken_and_that_is_said(tmp_path, capsys):
     rows = [
         {"text": "- x", "target_groups": [group], "prediction": "y", "is_toxic": flag}

@@ -155,6 +155,7 @@ def test_what_will_not_do_is_one_line_and_leaves_no_twin(tmp_path, changes, erro
     "name, content, told",
     [
         ("rows.jsonl", b'{"text": "a"}\n{"text": ', r"rows\.jsonl, line 2: not JSON"),
+        ("rows.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}', r"rows\.jsonl, line 2: the text holds half a character"),
         ("rows.jsonl", b'{"text": "a"}\n\n{"answer": "b"}\n', r"line 3: the row has no text \(one of text, question"),
         ("rows.jsonl", b'{"prompt": [{"role": "user"}]}\n', "line 1: the row has no text"),
         ("rows.jsonl", b"[1]\n", "line 1: the row has no text"),

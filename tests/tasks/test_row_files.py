@@ -71,6 +71,8 @@ def test_messages_become_a_prompt_and_the_last_assistant_turn(tmp_path):
         ({"prompt": "a", "completion": 4}, "not a string but int"),
         ({"prompt": None, "completion": "a"}, "prompt is not a string but NoneType"),
         ({"prompt": "a", "completion": "\ud800"}, "lone surrogate"),
+        ({**GOOD, "id": "\ud800"}, "the id holds half a character"),
+        ('{"prompt": "a", "completion": "b", "n": ' + "9" * 5000 + "}", "not JSON"),
         ({"prompt": TURNS[:1], "completion": "Hello."}, "list of messages, but the completion is str"),
         ({"prompt": [], "completion": TURNS[1:]}, "prompt is empty"),
         ({"messages": TURNS[:1]}, "at least two turns"),

@@ -12,6 +12,7 @@ from proxytune.errors import DataError, SettingsError, did_you_mean
 from proxytune.evaluation.benchmarks.benchmark import Benchmark, Row, Verdict
 from proxytune.evaluation.benchmarks.rows import read, reason, refuse
 from proxytune.settings import Fields
+from proxytune.tasks.rows import check_whole
 
 Column = str | tuple[str, ...]
 # What files call outputs, where no column has the release's own name; the plural ones hold several samples.
@@ -130,6 +131,8 @@ def alone(found: Sequence[Line], path: Path, named: Named, benchmark: Benchmark,
         except (DataError, KeyError, ValueError, TypeError, IndexError) as error:
             bad.append(f"{line.where}: {named.reference!r}: {reason(error)}")
     refuse(bad, str(path))
+    for line, one in zip(found, answered, strict=True):
+        check_whole([one.id, one.groups], f"{path}, {line.where}: its id or group")
     return _sampled(answered) if benchmark.decoding.samples > 1 and named.id is not None else answered
 
 

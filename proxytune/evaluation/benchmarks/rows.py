@@ -13,6 +13,7 @@ from proxytune.errors import DataError
 from proxytune.evaluation.benchmarks.benchmark import Benchmark, Hub, Row
 from proxytune.tasks import hub as hubs
 from proxytune.tasks import rowfiles
+from proxytune.tasks.rows import check_whole
 
 SEED = 42  # the paper's, wherever it draws
 INSTEAD = "set benchmark.rows to a file of the public release"
@@ -28,8 +29,9 @@ def load(benchmark: Benchmark, path: Path | None, revision: str | None = None, s
     rows, bad = [], []
     for place, (where, raw) in enumerate(raws):
         try:
+            check_whole(raw, "the row")
             rows.append(benchmark.row(raw, place, rng))
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError, StopIteration) as error:
+        except (DataError, KeyError, ValueError, TypeError, AttributeError, IndexError, StopIteration) as error:
             bad.append(f"{where}: {reason(error)}")
     refuse(bad, source, f"this is not {benchmark.name}'s public format")
     asked = benchmark.choose(rows, rng) if benchmark.choose else rows
@@ -100,7 +102,11 @@ def _lines(folder: Path) -> Iterator[tuple[str, Any]]:
     if not files:
         raise DataError(f"{folder} holds no .txt files")
     for file in files:
-        for number, line in enumerate(_content(file).decode().split("\n"), 1):
+        try:
+            lines = _content(file).decode().split("\n")
+        except UnicodeDecodeError:
+            raise DataError(f"{file}: not UTF-8") from None
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"{file.name}, line {number}", {"file": file.stem, "text": line, "line": number}
 

@@ -33,6 +33,7 @@ from proxytune.evaluation.points import Filed
 from proxytune.evaluation.summary import digest
 from proxytune.evaluation.system import System
 from proxytune.files import Journal, hash_json
+from proxytune.tasks.rows import check_whole
 from proxytune.tracking.progress import track
 
 VERSION = 1  # raise when the same settings give other numbers
@@ -237,7 +238,10 @@ def truthfulqa(raw: Mapping[str, Any], place: int) -> Question:
 
 
 def _labels(targets: Mapping[str, Any]) -> Mapping[str, int]:
-    return dict(zip(targets["choices"], targets["labels"], strict=True)) if "choices" in targets else targets
+    found = dict(zip(targets["choices"], targets["labels"], strict=True)) if "choices" in targets else targets
+    if not found:
+        raise ValueError("a question has no answers")
+    return found
 
 
 def mmlu(raw: Mapping[str, Any], place: int) -> Question:
@@ -271,8 +275,9 @@ def load(chosen: settings.Benchmark) -> list[Question]:
     found, bad = [], []
     for place, (where, raw) in enumerate(_raws(chosen, hub)):
         try:
+            check_whole(raw, "the row")
             found.append(make(raw, place))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (DataError, KeyError, ValueError, TypeError, AttributeError) as error:
             bad.append(f"{where}: {files.reason(error)}")
     files.refuse(bad, str(chosen.rows or hub.path), f"this is not {chosen.name}'s public format")
     if not found:

@@ -38,6 +38,7 @@ def read(raw: Any, most: float) -> Scored:
     """A scored reply from a file; DataError says what is wrong with it."""
     if not isinstance(raw, Mapping):
         raise DataError(f"a row must be an object, not {type(raw).__name__}")
+    check_whole(raw, "the row")
     for key in ("instruction", "response", "score"):
         if raw.get(key) in (None, ""):
             raise DataError(f"there is no {key}", "rows to learn judging from have instruction, response and score")
