@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from proxytune.files import Journal, finish, hash_json, part_of, read_finished, 
 from proxytune.models.prompts import Turns
 from proxytune.settings import Analyze, Evaluate
 from proxytune.stages import evaluate
+from proxytune.stages.decode import read_row
 from proxytune.stages.shared import past
 from proxytune.stages.shared import trio as trios
 from proxytune.stages.shared.past import Past
@@ -135,25 +135,25 @@ def _evaluated(settings: Analyze, expert: Expert, alpha: float, of: Past | None)
 def _from_file(path: Path) -> list[Written]:
     """Rows with prompt (or messages) and text (or completion). DataError names the line of a broken one."""
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", "replies= takes a JSONL file") from error
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            try:
-                row = json.loads(line)
-                prompt = row["prompt"] if "prompt" in row else row["messages"]
-                text = row["text"] if "text" in row else row["completion"]
-                if not isinstance(text, str) or not prompt:
-                    raise TypeError
-            except (ValueError, KeyError, TypeError):
+            asked, row = read_row(path, number, line)
+            text, ids = row.get("text", row.get("completion")), row.get("token_ids")
+            if not isinstance(text, str) or not (ids is None or _are_ids(ids)):
                 what = f"{path} line {number} is no reply: {line[:60]}"
-                raise DataError(what, 'give {"prompt": "...", "text": "..."}') from None
-            found.append(Written(str(row.get("id", number)), prompt, text, row.get("token_ids")))
+                raise DataError(what, 'give {"prompt": "...", "text": "..."}; token_ids, if any, are a list of numbers')
+            found.append(Written(asked["id"], asked["prompt"], text, ids))
     if not found:
         raise DataError(f"{path} is empty", "give at least one reply")
     return found
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
 
 
 def records(
@@ -205,6 +205,8 @@ def _said(system: System, one: Written):
     if one.ids is None:
         plain = one.prompt.plain if isinstance(one.prompt, Prompt) else one.prompt
         ids = system.encode_completion(plain, one.text, ended=False) if one.text else []
+    elif max(one.ids, default=0) >= system.mixture.vocabulary.size:
+        raise DataError(f"the reply {one.id!r} has token ids that these models do not know", "leave token_ids out")
     else:
         ids = list(one.ids)
         while ids and system.tokenizer.decode(ids[:-1], skip_special_tokens=True).startswith(one.text):

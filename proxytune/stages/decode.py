@@ -176,13 +176,13 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[Prompt]:
             raise DataError("there is no prompt", "give prompt='...', prompts=FILE, or pipe text in")
         prompts = "-"
     if prompt is not None:
-        rows = [_whole({"id": "0", "prompt": prompt}, "the prompt")]
+        rows = _single(prompt, "the prompt")
     elif prompts == "-":
         try:
             text = sys.stdin.read()
         except UnicodeDecodeError as error:
             raise DataError("standard input is not UTF-8 text", "pipe text in") from error
-        rows = [_whole({"id": "0", "prompt": text.rstrip("\n")}, "standard input")] if text.strip() else []
+        rows = _single(text.rstrip("\n"), "standard input") if text.strip() else []
     else:
         rows = _read_file(Path(prompts or ""))
     if not rows or any(not plain_text(row["prompt"]).strip() for row in rows):
@@ -197,18 +197,25 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[Prompt]:
 
 def _read_file(path: Path) -> list[Prompt]:
     try:
-        lines = path.read_text("utf-8").split("\n")  # not splitlines: JSON may hold U+2028
+        lines = path.read_text("utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", "prompts= takes a JSONL or text file") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text", "prompts= takes a JSONL or text file") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if path.suffix not in (".jsonl", ".json"):
+    if path.suffix.lower() not in (".jsonl", ".json"):
         return [{"id": str(number), "prompt": line} for number, line in numbered]
-    return [_read_row(path, number, line) for number, line in numbered]
+    found: dict[str, Prompt] = {}
+    for number, line in numbered:
+        row, _ = read_row(path, number, line)
+        if row["id"] in found:
+            raise DataError(f"{path} line {number}: the id {row['id']!r} is already that of another prompt")
+        found[row["id"]] = row
+    return list(found.values())
 
 
-def _read_row(path: Path, number: int, line: str) -> Prompt:
+def read_row(path: Path, number: int, line: str) -> tuple[Prompt, Mapping[str, Any]]:
+    """(id and prompt, all that the row holds) of a line of JSON; a row without an id is called by its line."""
     try:
         row = json.loads(line)
         turns: Turns = row["prompt"] if "prompt" in row else row["messages"]
@@ -216,17 +223,17 @@ def _read_row(path: Path, number: int, line: str) -> Prompt:
             raise TypeError
         if not isinstance(turns, str) and not all(isinstance(turn["role"], str) for turn in turns):
             raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(
             f"{path} line {number} is not a prompt: {line[:60]}", 'give {"prompt": "..."} or {"messages": [...]}'
         ) from None
-    return _whole({"id": str(row.get("id", number)), "prompt": turns}, f"{path} line {number}")
+    check_whole(row, f"{path} line {number}", "give UTF-8 text")
+    return {"id": str(number if row.get("id") in (None, "") else row["id"]), "prompt": turns}, row
 
 
-def _whole(row: Prompt, where: str) -> Prompt:
-    """The row, if it can be written down."""
-    check_whole(json.dumps(row, ensure_ascii=False), where, "give UTF-8 text")
-    return row
+def _single(prompt: str, where: str) -> list[Prompt]:
+    check_whole(prompt, where, "give UTF-8 text")
+    return [{"id": "0", "prompt": prompt}]
 
 
 def show(asked: Sequence[Prompt], records: Sequence[dict[str, Any]], lines: int | None = None) -> None:

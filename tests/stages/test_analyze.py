@@ -141,7 +141,17 @@ def test_any_text_can_be_looked_at(place):
 
 @pytest.mark.parametrize(
     ("written", "said"),
-    [("", "is empty"), ('{"prompt": "a"}\n', "line 1 is no reply"), ("nonsense", "line 1 is no reply")],
+    [
+        ("", "is empty"),
+        ('{"prompt": "a"}\n', "line 1 is no reply"),
+        ("nonsense", "line 1 is not a prompt"),
+        ('{"prompt": 5, "text": "x"}', "line 1 is not a prompt"),
+        ('{"messages": [{"role": "user"}], "text": "x"}', "line 1 is not a prompt"),
+        ('{"prompt": "a", "text": "\\ud800"}', "line 1 holds half a character"),
+        ('{"prompt": "a", "text": "x", "token_ids": "1 2"}', "line 1 is no reply"),
+        ('{"prompt": "a", "text": "x", "token_ids": [1.5]}', "line 1 is no reply"),
+        ('{"id": "b", "prompt": "a", "text": "x", "token_ids": [1, 99999]}', "reply 'b' has token ids that"),
+    ],
 )
 def test_a_file_that_is_no_replies_is_refused(place, written, said):
     file = place.outputs.parent / "texts.jsonl"

@@ -103,7 +103,19 @@ BROKEN = [
     ('{"prompt": "a"}\n{"prompt": "b \\ud800"}', "line 2 holds half a character"),
     ('{"messages": [{"role": "user", "content": "\\udc00"}]}', "line 1 holds half a character"),
     ('{"id": "\\ud800", "prompt": "a"}', "line 1 holds half a character"),
+    ('{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', "line 2: the id '1' is already that of another prompt"),
+    ("[" * 5000, "line 1 is not a prompt"),
 ]
+
+
+UNNAMED = '{"id": null, "prompt": "a"}\n\n{"prompt": "b"}\n{"id": "", "prompt": "c"}\n'
+
+
+def test_rows_without_an_id_are_called_by_their_lines_however_the_file_is_called(tmp_path):
+    for name in ("prompts.jsonl", "prompts.JSONL"):
+        (tmp_path / name).write_text(UNNAMED, "utf-8-sig")
+        rows = decode.read_prompts(None, str(tmp_path / name))
+        assert [(row["id"], row["prompt"]) for row in rows] == [("1", "a"), ("3", "b"), ("4", "c")]
 
 
 @pytest.mark.parametrize("content, told", BROKEN)
