@@ -10,7 +10,6 @@ import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,13 +21,11 @@ from pydantic import (
 
 from proxytune.errors import did_you_mean
 from proxytune.models.prompts import Turns
-from proxytune.settings import Share
+from proxytune.settings.sections import Noise, Penalty, Share, Temperature, Whole
 
 MOST_ALPHA = 1000.0  # beyond it scores overflow
 MOST_LOGPROBS = 20
 MOST_STOPS, MOST_STOP = 16, 200
-MOST_COUNT = 2**31 - 1
-COLDEST = 0.001  # above 0: what is colder overflows too, and says what 0 says
 
 FORMS = {  # of fields that have several, where pydantic tells of one that may not be the one that was meant
     "alpha": f"a number from -{MOST_ALPHA:g} to {MOST_ALPHA:g}, or a list of them, one for each expert",
@@ -39,13 +36,6 @@ FORMS = {  # of fields that have several, where pydantic tells of one that may n
 }
 
 
-def _not_too_cold(temperature: float) -> float:
-    if 0 < temperature < COLDEST:
-        raise ValueError(f"give 0, or at least {COLDEST}")
-    return temperature
-
-
-Temperature = Annotated[FiniteFloat, Field(ge=0, le=100), AfterValidator(_not_too_cold)]
 Alpha = Annotated[FiniteFloat, Field(ge=-MOST_ALPHA, le=MOST_ALPHA)]
 Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP)]
 T = TypeVar("T")
@@ -94,13 +84,13 @@ class Generation(Body):
     steering: list[Pull] | dict[str, Alpha] | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
-    top_k: Annotated[int, Field(ge=0, le=MOST_COUNT)] | None = None
+    top_k: Whole | None = None
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    repetition_penalty: Annotated[FiniteFloat, Field(ge=0.01, le=100)] | None = None
-    seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
+    repetition_penalty: Penalty | None = None
+    seed: Noise | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=MOST_COUNT)] | None = None
+    min_tokens: Whole | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

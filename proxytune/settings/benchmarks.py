@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
-from proxytune.settings.sections import Count, Section, Share, Url
+from proxytune.settings.sections import Count, Section, Share, Temperature, Url
 
 
 class Judge(Section):
@@ -34,7 +34,7 @@ class Benchmark(Section):
     seed: int = 42
     max_new_tokens: Count | None = None
     stop: list[str] | None = None
-    temperature: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    temperature: Temperature | None = None
     top_p: Share | None = None
     samples: Count | None = None
     allow_code: bool = False

@@ -28,6 +28,21 @@ Count = Annotated[int, Field(ge=1)]
 Url = Annotated[str, AfterValidator(_bare)]  # of a server, with nothing in it that may be a key
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy, torch and TRL all take
 
+MOST_COUNT = 2**31 - 1
+COLDEST = 0.001  # above 0: scores that are divided by less overflow, and it says what 0 says
+
+
+def _not_too_cold(temperature: float) -> float:
+    if 0 < temperature < COLDEST:
+        raise ValueError(f"give 0, or at least {COLDEST}")
+    return temperature
+
+
+Whole = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+Temperature = Annotated[FiniteFloat, Field(ge=0, le=100), AfterValidator(_not_too_cold)]
+Penalty = Annotated[FiniteFloat, Field(ge=0.01, le=100)]
+Noise = Annotated[int, Field(ge=-(2**62), le=2**62)]  # its seed; each further row or choice has a larger one
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -182,17 +197,17 @@ class Decode(Section):
     The last four say how the work is done, and change nothing of what comes out.
     """
 
-    temperature: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    temperature: Temperature = 0.0
+    top_k: Whole = 0
     top_p: Share = 1.0
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
-    repetition_penalty: Annotated[FiniteFloat, Field(gt=0)] = 1.0
-    seed: int = 0
+    repetition_penalty: Penalty = 1.0
+    seed: Noise = 0
     max_new_tokens: Count | None = None
-    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    min_new_tokens: Whole = 0
     base_top_p: Share = 1.0
     alpha_by: Literal["constant", "position", "confidence"] = "constant"
-    alpha_steps: Count = 64
+    alpha_steps: Annotated[Count, Field(le=MOST_COUNT)] = 64
     batch_size: Count = 64
     prefill_tokens: Count = 8192
     drafter: Literal["none", "expert", "pair", "ngram"] = "expert"

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from proxytune.errors import SettingsError
-from proxytune.settings.sections import Count, Method, Section, Share, Url
-
-Temperature = Annotated[FiniteFloat, Field(ge=0)]
+from proxytune.settings.sections import Count, Method, Section, Share, Temperature, Url
 
 
 class Rubric(Section):
@@ -61,7 +59,7 @@ class SelfRewarding(Section):
     shots: Count = 8
     similarity: Share = 0.7
     answers: Annotated[int, Field(ge=2)] = 4
-    temperature: Annotated[FiniteFloat, Field(gt=0)] = 0.7
+    temperature: Annotated[Temperature, Field(gt=0)] = 0.7
     top_p: Share = 0.9
     batch_size: Count = 64
     judge: Rubric = Rubric()
