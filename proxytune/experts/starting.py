@@ -93,13 +93,14 @@ def tokenizer_for(ref: ModelRef, chat_template: str | None, chat: bool):
             f"{ref.model} has no chat template and the task's rows are messages",
             "set family.chat_template to a model that has one, or to a .jinja file",
         )
-    path = Path(chat_template)
-    tokenizer.chat_template = (
-        path.read_text("utf-8") if path.is_file() else load_tokenizer(ModelRef(model=chat_template)).chat_template
-    )
-    if not tokenizer.chat_template:
-        raise SettingsError(
-            f"family.chat_template={chat_template} names a model that has no chat template",
-            "name one that has, or a .jinja file",
+    path, hint = Path(chat_template), "name a model that has one, or a .jinja file"
+    try:
+        tokenizer.chat_template = (
+            path.read_text("utf-8") if path.is_file() else load_tokenizer(ModelRef(model=chat_template)).chat_template
         )
+    except (OSError, UnicodeDecodeError) as error:  # a template's own text is too long for a name
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise SettingsError(f"family.chat_template={chat_template[:200]} cannot be read: {why}", hint) from error
+    if not tokenizer.chat_template:
+        raise SettingsError(f"family.chat_template={chat_template} names a model that has no chat template", hint)
     return tokenizer

@@ -245,6 +245,10 @@ def test_messages_need_a_chat_template(tmp_path):
     assert own.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
     with pytest.raises(SettingsError, match=r"family\.chat_template=.*bare names a model that has no chat template"):
         tokenizer_for(ref, ref.model, chat=True)
+    (tmp_path / "own.jinja").write_bytes(b"caf\xe9")
+    for given, said in ((str(tmp_path / "own.jinja"), "not UTF-8"), ("{{ messages }}" * 50, "File name too long")):
+        with pytest.raises(SettingsError, match=f"cannot be read: {said}"):
+            tokenizer_for(ref, given, chat=True)
 
 
 def test_packed_rows_do_not_see_each_other(small, tmp_path):
