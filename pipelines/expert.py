@@ -13,6 +13,7 @@ A run that was killed goes on from its last whole checkpoint when the same comma
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from pipelines import cli
@@ -39,6 +40,11 @@ def reproduce(reference: str, overrides: list[str], command: str) -> int:
         changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
     except (YAMLError, OmegaConfBaseException) as error:
         raise SettingsError(f"cannot read {' '.join(overrides)!r}", "give key=value with plain values") from error
+
+    from proxytune.experts.registry import Registry
+
+    outputs = Path(str(changes.get("outputs", "outputs")))
+    Registry(outputs / "registry").resolve(reference)  # before anything slow is imported, as in named.py
 
     from proxytune.stages import reproduce
 

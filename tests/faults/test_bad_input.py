@@ -276,6 +276,12 @@ def test_a_folder_that_is_no_model_is_named(files, tmp_path):
         (["score", "benchmark=gsm8k", "predictions=absent.jsonl"], 3),
         (["decode", "expert=nobody@v1", "prompt=a"], 6),
         (["report", "no/such/run"], 3),
+        (["score", "benchmark=gsm8k", "predictions=absent.jsonl", "out=/dev/null"], 7),
+        (["compare", "a", "b", "--out", "/"], 7),
+        (["expert", "--from-manifest", ""], 6),
+        (["expert", "--from-manifest", "code", "--cfg", "job"], 2),
+        (["decode", "--config-dir", "absent", "prompt=a"], 2),
+        (["evaluate", "steering.expert=code@best"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -295,5 +301,5 @@ def test_a_whole_command_line_that_fails_takes_less_than_two_seconds(arguments, 
 
 
 def test_there_are_enough_cases():
-    fixed = 2 * len(ROWS) + 4 + 4 + 8 + len(REGISTRY) + 3 * len(OUT) + len(MODELS) + 4 + 8
+    fixed = 2 * len(ROWS) + 4 + 4 + 8 + len(REGISTRY) + 3 * len(OUT) + len(MODELS) + 4 + 14
     assert len(CASES) + fixed >= 120
