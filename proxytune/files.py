@@ -22,6 +22,7 @@ from proxytune.errors import StorageError
 
 CHECK = "check"  # the key of a checksum, last in what carries one
 UNFINISHED = ".tmp"
+SYSTEM = ("dev", "proc")  # below /; links there are the system's own, such as /dev/stdout sent to a file
 LEFTOVER_SECONDS = 60.0  # between a file's making and the lock on it
 
 # An object's text that ends with its checksum, be it with one letter of its key damaged.
@@ -56,15 +57,15 @@ def told(path: Path) -> Generator[None]:
 def check_target(path: Path) -> None:
     """StorageError where no file can be put: a folder is there, or a device or pipe, which a rename would replace."""
     with told(path):
-        if path.exists() and not path.is_file():
+        own = path.is_symlink() and path.absolute().parts[1] in SYSTEM
+        if own or (path.exists() and not path.is_file()):
             raise StorageError(f"cannot write {path}: it is there and is no file", "name another place for it")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: beside it, synced, then renamed over it. A link stays: its target is written."""
+    """Write a whole file or nothing: beside it, synced, then renamed over it."""
     check_target(path)
     with told(path):
-        path = Path(os.path.realpath(path))  # /dev/stdout, say, where a shell sends it to a file
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)

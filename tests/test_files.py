@@ -149,11 +149,13 @@ def test_a_place_where_no_file_can_be_made_is_told():
         files.write_json(Path("/proc/self/fd/999"), 1)
 
 
-def test_a_link_stays_and_what_it_points_at_is_written(folder):
-    (folder / "link").symlink_to("sub/file")
-    for value in (1, 2):  # there is nothing yet, then a file
-        files.write_json(folder / "link", value)
-        assert (folder / "link").is_symlink() and files.read_json(folder / "sub" / "file") == value
+def test_a_link_of_the_system_s_is_refused_and_any_other_replaced(folder):
+    (folder / "file").write_text("1")
+    with (folder / "file").open("a") as file, refused("cannot write /proc/self/fd"):  # as /dev/stdout, sent to a file
+        files.write_json(Path(f"/proc/self/fd/{file.fileno()}"), 2)
+    (folder / "link").symlink_to("file")
+    files.write_json(folder / "link", 2)
+    assert files.read_json(folder / "link") == 2 and files.read_json(folder / "file") == 1
 
 
 def test_everyone_may_read_what_was_written(folder):

@@ -115,7 +115,7 @@ REGISTRY = [
     ([], 2),
 ]
 
-OUT = ["", "/dev/null", "/"]
+OUT = ["", "/dev/null", "/dev/stdout", "/"]
 
 MODELS = [
     "no-such-org/no-such-model",
