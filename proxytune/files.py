@@ -108,10 +108,14 @@ def read_json(path: Path) -> Any:
         return _read(path.read_text("utf-8"))
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """The rows of a file that `write_jsonl` or `write_checked` wrote whole; checked where any has a checksum."""
+def read_jsonl(path: Path, *, grown: bool = False) -> list[Any]:
+    """The rows of a file that `write_jsonl` or `write_checked` wrote whole; checked where any has a checksum.
+
+    grown: it was written line by line, so a kill may have cut the last, which is left out then.
+    """
     with _seen(path):
-        lines = _lines(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        lines = _lines(text.rpartition("\n")[0] + "\n" if grown else text)
         return _without_checks(lines) if any(map(_CHECKED.search, lines)) else [json.loads(line) for line in lines]
 
 

@@ -190,13 +190,17 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
 
 
 def link(run_path: str, uses: Iterable[tuple[str, str | None]]) -> int:
-    """Join an uploaded run (`project/id`) to the artifacts that it used. Returns how many were found."""
+    """Join an uploaded run (`project/id`) to the artifacts that it used, but for those that this server never got.
+
+    Returns how many were found.
+    """
     import wandb
 
     api = wandb.Api(timeout=10)
     run, linked = api.run(run_path), 0
     for name, alias in uses:
-        with contextlib.suppress(Exception):  # an artifact that this server never got
-            run.use_artifact(api.artifact(f"{run_path.rpartition('/')[0]}/{name}:{alias or 'latest'}"))
+        path = f"{run_path.rpartition('/')[0]}/{name}:{alias or 'latest'}"
+        if api.artifact_exists(path):
+            run.use_artifact(api.artifact(path))
             linked += 1
     return linked

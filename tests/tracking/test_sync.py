@@ -40,6 +40,32 @@ def test_every_run_is_uploaded_once(outputs, mirrored, server, monkeypatch, capf
     assert "no run waits" in capfd.readouterr().out and server.operations == []
 
 
+@pytest.mark.parametrize("broken", ["killed", "refused"])
+def test_lineage_that_was_not_told_is_told_by_the_next_sync(outputs, mirrored, server, monkeypatch, capfd, broken):
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    notes = outputs / "runs" / mirrored.run("full").name / "artifacts.jsonl"
+    with notes.open("a") as file:
+        file.write('{"how": "used", "na')  # as a kill may leave it
+    with monkeypatch.context() as patch:
+        if broken == "killed":
+            patch.setattr(sync, "_link", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                sync.run(outputs)
+        else:
+            server.broken.add("UseArtifact")
+            assert sync.run(outputs) == 1
+            assert "its lineage waits for the next sync" in capfd.readouterr().err
+    lines = {run: list(its) for run, its in server.runs.items()}
+    server.broken.clear()
+    server.operations.clear()
+    assert sync.run(outputs) == 0
+    (use,) = server.named("UseArtifact")
+    assert (use["artifactID"], use["runName"]) == ("rows:local-f00d", mirrored.run("full").name)
+    assert server.runs == lines and not server.named("UpsertBucket"), "no run is uploaded twice"
+    assert sync.waiting(outputs) == []
+
+
 def test_a_server_that_refuses_runs_leaves_them_waiting(outputs, server, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)

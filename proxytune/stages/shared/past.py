@@ -89,7 +89,7 @@ def read(path: Path) -> Past:
 
 def _sweep_of(run: Path) -> Path:
     """The folder that a run of `sweep` wrote its curve to."""
-    notes = read_jsonl(run / "artifacts.jsonl") if (run / "artifacts.jsonl").is_file() else []
+    notes = read_jsonl(run / "artifacts.jsonl", grown=True) if (run / "artifacts.jsonl").is_file() else []
     names = [Path(note["path"]).parent.name for note in notes if note.get("kind") == "result"]
     if not names:
         raise DataError(f"{run} did not come to its end", "run the sweep again: what it measured is kept")
