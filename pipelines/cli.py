@@ -44,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = dispatch(arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError as error:
-        # The reader has gone. Python flushes stdout once more on its way out, and that must go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exits.of(error).tell()
     except (Exception, KeyboardInterrupt) as error:
-        return exits.of(error).tell()
+        code = exits.of(error).tell()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # The reader has gone, or the disk is full. Python flushes once more on its way out, which must go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
 
 
 def dispatch(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import traceback
@@ -21,7 +22,8 @@ class Failure(NamedTuple):
 
     def tell(self) -> int:
         if self.text:
-            print(self.text, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # stderr goes to the full disk too: the code still tells
+                print(self.text, file=sys.stderr, flush=True)
         return self.code
 
 

@@ -262,6 +262,15 @@ def test_a_reader_that_leaves_early_is_no_error(stand_in):
     assert piped.returncode == exits.PIPE_CLOSED
 
 
+@pytest.mark.parametrize("everything", [False, True], ids=["stdout", "stderr too"])
+def test_output_to_a_full_disk_is_one_line_and_7(everything):
+    with open("/dev/full", "w") as full:
+        error = full if everything else subprocess.PIPE
+        done = subprocess.run([*COMMAND, "--version"], stdout=full, stderr=error, text=True)
+    assert done.returncode == errors.StorageError.exit_code
+    assert everything or one_line(done.stderr).startswith("proxytune: no space left on the disk")
+
+
 # What is composed
 
 
