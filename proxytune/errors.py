@@ -65,7 +65,13 @@ def bare(text: str) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the machine's or a GPU's memory ran out: each library says so in its own way."""
-    words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "could not create a primitive")
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "Cannot allocate memory",
+        "could not create a primitive",
+        "_STATUS_ALLOC_FAILED",  # of cuBLAS and its kin, whose handles need memory too
+    )
     told = not isinstance(error, ProxytuneError) and any(each in str(error) for each in words)
     return isinstance(error, MemoryError) or told
 

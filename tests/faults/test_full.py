@@ -111,6 +111,21 @@ def test_without_memory_for_one_row_it_stops_with_a_line_and_goes_on_from_what_i
     assert left[0] == 0 and left[-1] > 0
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "cuda", "cublas", "cpu"],
+)
+def test_memory_that_ran_out_is_told_alike_whoever_wanted_it(error):
+    failure = exits.of(error)
+    assert failure.code == 4 and failure.text.startswith("proxytune: out of memory")
+
+
 def test_batches_are_halved_and_other_errors_are_not_swallowed():
     tried = []
 
