@@ -177,11 +177,12 @@ class Registry:
             if pointing and not force:
                 hint = "tag another version, or remove this one with --force"
                 raise RegistryError(f"{name}@v{version} is tagged {', '.join(pointing)}", hint)
-            if pointing:
-                self._write_aliases(name, {tag: n for tag, n in aliases.items() if n != version})
             self._count(name, version)
             with self.staging() as grave:
                 files.replace_folder(self._folder(name, version), grave)
+                if pointing:  # last: a kill before must not leave the version without its tags
+                    there = self.versions(name)
+                    self._write_aliases(name, {tag: n for tag, n in aliases.items() if n in there})
         return f"{name}@v{version}"
 
     def _folder(self, name: str, version: int) -> Path:

@@ -216,6 +216,20 @@ def test_a_tagged_version_is_removed_only_by_force_and_takes_its_tags_along(regi
     assert not (registry.root / "code" / "v1").exists()
 
 
+def test_a_removal_that_is_killed_leaves_a_version_with_its_tags_or_none(registry, monkeypatch):
+    publish(registry), publish(registry), publish(registry)
+    registry.tag("code@v1", "best"), registry.tag("code@v2", "good")
+    for step, tags in (("replace_folder", {"best": 1}), ("write_json", {"best": 1})):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"proxytune.experts.registry.files.{step}", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                registry.remove("code@best", force=True)
+        assert registry.tags("code") == tags | {"good": 2, "latest": 3}
+    assert "code@best means v1, which is gone" in refusal(RegistryError, registry.remove, "code@best", force=True)
+    registry.remove("code@good", force=True)
+    assert registry.tags("code") == {"latest": 3}, "tags that a kill left are cleared by the next removal"
+
+
 def test_a_tag_moves(registry):
     publish(registry), publish(registry)
     registry.tag("code@v1", "best")
