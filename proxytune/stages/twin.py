@@ -77,7 +77,7 @@ def run(settings: Twin) -> Made:
             if not settings.resume:
                 remove_folder(work)
             recipe = make(settings, tokenizer, text, draft, work, folder)
-            remove_folder(work)
+        remove_folder(work)
     console().print(table(recipe))
     print(folder)
     return Made(folder, recipe)
@@ -184,12 +184,15 @@ def name_of(settings: Twin) -> str:
 
 
 def published(folder: Path, key: str) -> dict[str, Any] | None:
-    """The recipe of a twin that is there already; StorageError if it was made in another way."""
+    """The recipe of a twin that is there already; StorageError if it was made in another way, or is damaged."""
     if not folder.exists():
         return None
     recipe = read_json(folder / RECIPE) if (folder / RECIPE).is_file() else {}
     if recipe.get("key") != key:
         raise StorageError(f"{folder} is there already, made in another way", "remove it, or give another name=")
+    ref = ModelRef(model=str(folder))
+    if identify(ref, load_tokenizer(ref)).weights != recipe["weights"]:
+        raise StorageError(f"{folder} is damaged: its weights are not those of its {RECIPE}", "remove it")
     return recipe
 
 

@@ -16,6 +16,7 @@ from proxytune.models.loading import load_model, load_tokenizer
 from proxytune.models.vocabulary import shared
 from proxytune.settings import Healing, ModelRef, Tracker, Twin, load
 from proxytune.stages import twin
+from proxytune.tracking import record
 from tests.experts.test_twin import BASE, prose
 from tests.models.tiny_family import save_llama
 
@@ -95,6 +96,22 @@ def test_the_same_settings_find_the_twin_and_others_do_not_overwrite_it(tmp_path
     with pytest.raises(StorageError, match="is there already, made in another way"):
         twin.run(settings(tmp_path, seed=1))
     assert json.loads((made.folder / "twin.json").read_text()) == made.recipe
+
+
+def test_a_twin_whose_weights_changed_is_refused_and_its_working_files_go_where_a_kill_left_them(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(record.Run, "summary", lambda *_: 1 / 0)  # just after it was published
+        with pytest.raises(ZeroDivisionError):
+            twin.run(settings(tmp_path))
+    assert list((tmp_path / "outputs" / "training").glob("twin-*/"))
+    made = twin.run(settings(tmp_path))
+    assert not list((tmp_path / "outputs" / "training").glob("twin-*/"))
+    weights = made.folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(StorageError, match=r"is damaged: its weights are not those of its twin\.json"):
+        twin.run(settings(tmp_path))
 
 
 def test_a_run_that_was_stopped_measures_nothing_twice_and_ends_in_the_same_weights(tmp_path, monkeypatch):
