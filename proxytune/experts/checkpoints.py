@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from proxytune.experts.manifest import FileEntry
-from proxytune.files import remove_folder, write_json
+from proxytune.files import read_json, remove_folder, write_json
 
 MARKER = "complete.json"
 
@@ -37,12 +37,22 @@ def is_complete(folder: Path, marker: Path | None = None) -> bool:
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The newest complete checkpoint (`checkpoint-<step>`) in a folder; newer ones that are broken are removed."""
+    """The newest complete checkpoint (`checkpoint-<step>`) in a folder; newer ones that are broken are removed.
+
+    So are those whose best one so far, which the trainer loads in the end, is broken: nobody would see it.
+    """
     for checkpoint in reversed(_numbered(folder)):
-        if is_complete(checkpoint):
+        if is_complete(checkpoint) and ((best := _best_of(checkpoint)) == checkpoint or is_complete(best)):
             return checkpoint
         remove_folder(checkpoint)
     return None
+
+
+def _best_of(checkpoint: Path) -> Path:
+    """The best checkpoint when this one was made, where the trainer looked for one; else itself."""
+    state = checkpoint / "trainer_state.json"
+    best = read_json(state)["best_model_checkpoint"] if state.is_file() else None
+    return checkpoint.with_name(Path(best).name) if best else checkpoint
 
 
 def prune(folder: Path, keep: int, spare: Path | None = None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from proxytune.errors import SettingsError
+from proxytune.errors import SettingsError, StorageError
 from proxytune.experts import lengths, ranks, turns
 from proxytune.experts.checkpoints import is_complete, last_complete, mark
 from proxytune.experts.fields import configure
@@ -84,6 +84,7 @@ def run(
             _look_on(trainer, job, shown)
             if checkpoint is None or not _ended(trainer, checkpoint):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                _check_best(trainer)
             elif _unmeasured(trainer):
                 trainer.evaluate()
         _save(trainer, job, finished)
@@ -136,6 +137,13 @@ def _ended(trainer, checkpoint: Path) -> bool:
     best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer._load_from_checkpoint(str(checkpoint.with_name(Path(best).name) if best else checkpoint))
     return True
+
+
+def _check_best(trainer) -> None:
+    """StorageError where the checkpoint that the trainer loaded as the best one is not what it had saved."""
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    if best and not is_complete(Path(best)):
+        raise StorageError(f"{best}, the best checkpoint, is damaged", "run it again: it goes on from one before")
 
 
 def _unmeasured(trainer) -> bool:

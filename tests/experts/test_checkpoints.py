@@ -40,6 +40,18 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_for_the_one_before(tmp_pa
     assert last_complete(tmp_path / "none") is None
 
 
+def test_a_checkpoint_whose_best_one_is_broken_is_passed_over(tmp_path):
+    """The trainer would load that one in the end without a look."""
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        place = checkpoint(tmp_path, step)
+        state = {"best_model_checkpoint": str(tmp_path / f"checkpoint-{best}")}
+        (place / "trainer_state.json").write_text(json.dumps(state))
+        mark(place)
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-4"
+    (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"weightz")
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-1"
+
+
 def test_a_marker_tells_files_sizes_and_hashes(tmp_path):
     marked = json.loads((checkpoint(tmp_path, 1) / MARKER).read_text())
     assert sorted(marked) == ["model.safetensors", "optimizer.pt", "ref/adapter.safetensors"]

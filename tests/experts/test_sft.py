@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from proxytune.errors import ModelError, SettingsError
+from proxytune.errors import ModelError, SettingsError, StorageError
 from proxytune.experts import fields, sft
 from proxytune.experts.starting import Start, check_peft, tokenizer_for
 from proxytune.experts.tuning import Job
@@ -323,6 +323,24 @@ def test_the_best_by_another_measure_is_registered_with_its_validation_loss(smal
     accuracy = {step: values["validation/mean_token_accuracy"] for step, values in measured.items()}
     assert accuracy[figures["best_step"]] == max(accuracy.values()) and len(accuracy) == 4
     assert figures["validation_loss"] == measured[figures["best_step"]]["validation/loss"]
+
+
+def test_a_best_checkpoint_that_was_damaged_is_named_and_the_next_run_goes_on_from_one_before(small, tmp_path):
+    by = BEST | {"max_steps": 2, "metric_for_best_model": "eval_loss", "greater_is_better": True}  # the first is best
+
+    def damage(values, step):
+        if step == 2:
+            file = tmp_path / "work" / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors"
+            data = bytearray(file.read_bytes())
+            data[-1] ^= 1
+            file.write_bytes(data)
+
+    with pytest.raises(StorageError, match="checkpoint-1, the best checkpoint, is damaged"):
+        train(tmp_path, small, log=damage, **by)
+    whole, _ = train(tmp_path / "whole", small, **by)
+    finished, figures = train(tmp_path, small, **by)
+    assert (figures["best_step"], figures["resumed_from"]) == (1, None)
+    assert all(torch.equal(weights(finished)[name], tensor) for name, tensor in weights(whole).items())
 
 
 def test_a_measure_that_there_is_not_is_refused_by_its_name(small, tmp_path):
