@@ -21,13 +21,19 @@ KIB_PER_GIB, BYTES_PER_GIB = 1 << 20, 1 << 30
 
 
 class Marks(TrainerCallback):
-    """Each checkpoint is marked once everything of it is written. keep: complete ones that stay, besides the best one.
+    """Each checkpoint is logged, and marked once all of it is written. keep: complete ones that stay, besides the best.
 
     The trainer would remove an old one before the new one is marked, so its own save_total_limit must be left out.
     """
 
     def __init__(self, keep: int | None):
         self.keep = keep
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # With it, or a training that goes on from a checkpoint would log the means of other steps.
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end
 
     def on_save(self, args, state, control, **kwargs):
         ranks.everyone()  # each rank writes a part of it
@@ -59,6 +65,7 @@ class Watch(Marks):
         self.began = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control)
         self.seconds += time.monotonic() - self.began
         self.shown.update(self.task, completed=state.global_step)
 

@@ -343,6 +343,25 @@ def test_a_best_checkpoint_that_was_damaged_is_named_and_the_next_run_goes_on_fr
     assert all(torch.equal(weights(finished)[name], tensor) for name, tensor in weights(whole).items())
 
 
+def test_a_training_that_goes_on_logs_what_one_that_was_left_alone_does(small, tmp_path):
+    """Checkpoints come between the steps that are logged."""
+    told: dict[str, list] = {}
+
+    def trained(folder: str, until: int = 9) -> dict:
+        def log(values, step):
+            told.setdefault(folder, []).append((step, values.get("train/loss")))
+            return 1 / (step < until)
+
+        return train(tmp_path / folder, small, log=log, logging_steps=3, save_steps=4)[1]
+
+    whole = trained("whole")
+    with pytest.raises(ZeroDivisionError):
+        trained("stopped", until=6)
+    resumed = trained("stopped")
+    assert resumed["resumed_from"] == "checkpoint-4" and resumed["loss"] == whole["loss"]
+    assert dict(told["stopped"]) == dict(told["whole"])
+
+
 def test_a_measure_that_there_is_not_is_refused_by_its_name(small, tmp_path):
     with pytest.raises(SettingsError, match=r"best_model=token_acuracy is nothing.*'eval_mean_token_accuracy'"):
         train(tmp_path, small, **BEST, metric_for_best_model="token_acuracy")
