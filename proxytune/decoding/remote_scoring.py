@@ -53,10 +53,13 @@ class Standing:
 
 
 class Weigher:
-    """Weighs replies with the base that `served` has, and the small models of `mixture` (`remote.small`)."""
+    """Weighs replies with the base that `served` has, and the small models of `mixture` (`remote.small`).
 
-    def __init__(self, served: Served, mixture: Mixture):
-        self.served, self.mixture = served, mixture
+    rows: at once at most; no more than calls may be in flight.
+    """
+
+    def __init__(self, served: Served, mixture: Mixture, rows: int | None = None):
+        self.served, self.mixture, self.batch = served, mixture, served.at_once(rows)
         self.abilities, self.unbounded = served.probe.abilities, served.base.dialect.unbounded
         self.size = mixture.vocabulary.size
 
@@ -97,10 +100,6 @@ class Weigher:
             parts = zip(prompts[here], options[here], scores, strict=True)
             for i, found in self._together([self._stand(*part, alphas) for part in parts]):
                 yield first + i, *found
-
-    @property
-    def batch(self) -> int:
-        return self.served.base.settings.in_flight
 
     def _together(self, work: Sequence[Coroutine[Any, Any, Any]]) -> Iterator[tuple[int, Any]]:
         """(place, result) of all that came to one; then the first fault is raised."""

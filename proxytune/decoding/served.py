@@ -24,11 +24,26 @@ class Served:
     base: RemoteBase
     probe: Probe
 
+    def at_once(self, rows: int | None = None) -> int:
+        """How many of so many rows are under way together: no more than calls may be in flight."""
+        return min(rows or self.base.settings.in_flight, self.base.settings.in_flight)
+
     def engine(
-        self, pairs: Sequence[tuple[Term, Term]], vocabulary: Vocabulary, tokenizer: Any, prefill_tokens: int = 8192
+        self,
+        pairs: Sequence[tuple[Term, Term]],
+        vocabulary: Vocabulary,
+        tokenizer: Any,
+        prefill_tokens: int = 8192,
+        rows: int | None = None,
     ) -> RemoteEngine:
         return RemoteEngine(
-            self.base, self.probe.abilities, pairs, vocabulary, tokenizer, prefill_tokens=prefill_tokens
+            self.base,
+            self.probe.abilities,
+            pairs,
+            vocabulary,
+            tokenizer,
+            batch_size=self.at_once(rows),
+            prefill_tokens=prefill_tokens,
         )
 
     @property

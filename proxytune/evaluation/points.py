@@ -7,14 +7,15 @@ decoded. So a repeated, killed or widened run computes only what is missing, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from proxytune.decoding.remote import CertifiedReply
 from proxytune.decoding.remote_scoring import Weigher
 from proxytune.decoding.request import Limits, Reply, Request, sampling, variant
 from proxytune.decoding.scoring import Given, fits, losses
+from proxytune.evaluation import batches
 from proxytune.evaluation.summary import digest
 from proxytune.evaluation.system import System
 from proxytune.files import Journal, finish, hash_json, part_of, read_finished
@@ -46,7 +47,15 @@ class Named(Protocol):
 
 
 class Placed(Protocol):
-    """What says where the points of a measure lie: see `Filed`."""
+    """What says where the points of a measure lie (see `Filed`), and how many rows it has under way at once.
+
+    at_most: the same with fewer.
+    """
+
+    @property
+    def at_once(self) -> int: ...
+
+    def at_most(self, rows: int) -> Self: ...
 
     def path(self, outputs: Path, point: Point) -> Path: ...
 
@@ -85,6 +94,14 @@ class Measure(Filed):
     @property
     def name(self) -> str:
         return self.task.name
+
+    @property
+    def at_once(self) -> int:
+        return max(self.decode.batch_size, self.score_batch_size)
+
+    def at_most(self, rows: int) -> Measure:
+        less = min(rows, self.score_batch_size)
+        return replace(self, decode=self.decode.at_most(rows), score_batch_size=less)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -149,23 +166,14 @@ def _too_long(measure: Measure) -> dict[str, Any]:
 
 
 def _losses(measure: Measure, system: System, given, alphas, journals) -> Sequence[Sequence[float | None]]:
-    """Nats of each row under each entry of alphas. A batch is kept whole: the same rows together give the same."""
-    size = measure.score_batch_size
-    kept = [
-        {(row["first"], len(row["losses"])): row["losses"] for row in journal.rows if "losses" in row}
-        for journal in journals
-    ]
-    found: list[Sequence[float]] = []
-    for first in track(range(0, len(given), size), f"{system.name}: loss", -(-len(given) // size)):
-        batch = given[first : first + size]
-        if kept and all((first, len(batch)) in its for its in kept):
-            found += zip(*(its[first, len(batch)] for its in kept), strict=True)
-            continue
-        (rows,) = losses(system.mixture, batch, alphas, batch_size=size)
-        found += rows
-        for a, journal in enumerate(journals):
-            journal.append({"first": first, "losses": [row[a] for row in rows]})
-    return found
+    """Nats of each row under each entry of alphas."""
+
+    def weigh(rows: Sequence[Given]) -> list[list[float]]:
+        (found,) = losses(system.mixture, rows, alphas, batch_size=len(rows))
+        return found
+
+    found = batches.scored(weigh, given, measure.score_batch_size, journals)
+    return list(track(found, f"{system.name}: loss", len(given)))
 
 
 def _served_losses(measure: Measure, system: System, given, alphas, journals) -> Sequence[Sequence[float | None]]:
@@ -173,7 +181,8 @@ def _served_losses(measure: Measure, system: System, given, alphas, journals) ->
     assert system.served is not None
     known = [{row["row"]: row["loss"] for row in journal.rows if "loss" in row} for journal in journals]
     left = [i for i in range(len(given)) if not all(i in its for its in known)]
-    weights = Weigher(system.served, system.mixture).losses([given[i] for i in left], alphas)
+    weigher = Weigher(system.served, system.mixture, measure.score_batch_size)
+    weights = weigher.losses([given[i] for i in left], alphas)
     for place, weight in track(weights, f"{system.name}: loss", len(left)):
         for a, journal in enumerate(journals):
             known[a][left[place]] = loss = None if weight.nats is None else weight.nats[a]

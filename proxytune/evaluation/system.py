@@ -47,8 +47,8 @@ class System:
         """What writes its replies."""
         if self.served is None:
             return build(self.mixture, self.tokenizer, decode)
-        mixture = self.mixture
-        return self.served.engine(mixture.pairs, mixture.vocabulary, self.tokenizer, decode.prefill_tokens)
+        pairs, vocabulary = self.mixture.pairs, self.mixture.vocabulary
+        return self.served.engine(pairs, vocabulary, self.tokenizer, decode.prefill_tokens, decode.batch_size)
 
     def alphas(self, name: str, alpha: float | None, beside: Sequence[float]) -> tuple[float, ...]:
         """One alpha for each pair, for the point of that name: its own, then those of the experts beside the first."""

@@ -217,6 +217,10 @@ class Decode(Section):
         """What decides the text."""
         return self.model_dump(exclude={"batch_size", "prefill_tokens", "drafter", "draft_tokens"})
 
+    def at_most(self, rows: int) -> Decode:
+        """The same with no more rows at once."""
+        return self.model_copy(update={"batch_size": min(rows, self.batch_size)})
+
 
 class Remote(Section):
     """A base behind an API, reached under `url` in the dialect `name`.

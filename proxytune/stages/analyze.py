@@ -10,6 +10,7 @@ from typing import Any
 from proxytune.analysis import changes
 from proxytune.decoding.request import variant
 from proxytune.errors import DataError
+from proxytune.evaluation import batches
 from proxytune.evaluation.benchmarks.benchmark import Prompt
 from proxytune.evaluation.system import System, of_trio
 from proxytune.experts.registry import Expert
@@ -21,6 +22,7 @@ from proxytune.stages.decode import read_row
 from proxytune.stages.shared import past
 from proxytune.stages.shared import trio as trios
 from proxytune.stages.shared.past import Past
+from proxytune.stages.shared.room import in_smaller_batches
 from proxytune.stages.shared.start import limit_threads, start
 from proxytune.tracking import record
 from proxytune.tracking.progress import track
@@ -178,22 +180,25 @@ def records(
         return known, path
     trio = trios.load(settings, expert, beside)
     (system,) = of_trio(trio, {"steered": trios.mixtures(trio)["steered"]})
-    journal = Journal(part_of(path))
-    found = list(journal.rows)
-    said = [_said(system, one) for one in written[len(found) :]]
-    batches = tokens.records(
-        system.mixture,
-        said,
-        trios.alphas(system.mixture, alpha, beside),
-        system.tokenizer,
-        variant=variant(settings.decode),
-        top=settings.top,
-        batch_size=settings.score_batch_size,
-    )
-    for batch in track(batches, "tokens", -(-len(said) // settings.score_batch_size)):
-        for row in batch:
-            journal.append(row)
-        found += batch
+    alphas = trios.alphas(system.mixture, alpha, beside)
+
+    def looked_at(some: Sequence[Written]) -> list[list[dict[str, Any]]]:
+        (found,) = tokens.records(
+            system.mixture,
+            [_said(system, one) for one in some],
+            alphas,
+            system.tokenizer,
+            variant=variant(settings.decode),
+            top=settings.top,
+            batch_size=len(some),
+        )
+        return [[record] for record in found]
+
+    def at_most(size: int) -> list[dict[str, Any]]:
+        found = batches.scored(looked_at, written, size, [Journal(part_of(path))])
+        return [record for (record,) in track(found, "tokens", len(written))]
+
+    found = in_smaller_batches(at_most, settings.score_batch_size)
     finish(path, found)
     return found, path
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from proxytune.evaluation.benchmarks.scored import Scored
 from proxytune.evaluation.benchmarks.weighed import Question, Weighed
 from proxytune.evaluation.benchmarks.written import Written
 from proxytune.evaluation.compare import mcnemar
-from proxytune.evaluation.points import Point
 from proxytune.evaluation.system import System
 from proxytune.experts.registry import Expert, Registry
 from proxytune.files import write_checked, write_json
@@ -56,9 +54,7 @@ def run(settings: Evaluate) -> Found:
     alpha = trios.alpha_of(settings, expert)
     work = asked(settings)
     with start(settings, "evaluate", [*evaluate.tags_of(settings), work.name], alpha=alpha) as tracked:
-        records = evaluate.points(
-            settings, expert, work, sorted({alpha, *settings.alphas}), partial(_compute, settings, work)
-        )
+        records = evaluate.points(settings, expert, work, sorted({alpha, *settings.alphas}), _computed)
         found = _summarise(settings, expert, work, records, alpha, tracked.folder)
         tables.console().print(tables.evaluation(found.summary))
         if any(len(row["measures"]) > 1 or "unparsed" in row for row in found.summary["rows"]):
@@ -123,8 +119,8 @@ def _replies(settings: Evaluate) -> list[Question]:
     ]
 
 
-def _compute(settings: Evaluate, work: Work, system: System, points: list[Point], alphas: Alphas):
-    return work.compute(system, alphas, [work.part(settings.outputs, point) for point in points])
+def _computed(work: Work, system: System, alphas: Alphas, parts: Sequence[Path]) -> list[list[dict[str, Any]]]:
+    return work.compute(system, alphas, parts)
 
 
 def _summarise(settings: Evaluate, expert: Expert, work: Work, records: Records, alpha: float, folder: Path) -> Found:

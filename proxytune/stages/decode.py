@@ -110,15 +110,16 @@ def write(
 
     def answered(rows: int) -> dict[int, Reply]:
         if remote:
-            answer = partial(remote.run, system)
+            answer = partial(remote.run, system, rows)
         else:
             assert mixture is not None
-            answer = build(mixture, tokenizer, settings.decode.model_copy(update={"batch_size": rows})).run
+            answer = build(mixture, tokenizer, settings.decode.at_most(rows)).run
             answer = partial(kept.run, system, answer) if kept else answer
         found = answer(requests, on_token=show_piece if stream else None)
         return dict(found if stream else track(found, f"{system}: replies", len(asked)))
 
-    replies = in_smaller_batches(answered, min(settings.decode.batch_size, len(asked)))
+    most = min(settings.decode.batch_size, len(asked))
+    replies = in_smaller_batches(answered, remote.served.at_once(most) if remote else most)
     return _records(settings, experts, system, asked, replies)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from proxytune.decoding.scoring import Given
+from proxytune.evaluation import batches
 from proxytune.experts.registry import Expert
-from proxytune.files import hash_json, read_checked, write_checked
+from proxytune.files import Journal, finish, hash_json, part_of, read_finished
 from proxytune.settings import Evaluate
 from proxytune.stages.shared import trio as trios
+from proxytune.stages.shared.room import in_smaller_batches
 from proxytune.stages.shared.start import dataset
 from proxytune.tasks.task import Row
 from proxytune.tracking.progress import track
@@ -31,30 +35,39 @@ def measured(settings: Evaluate, expert: Expert, alphas: Sequence[float], rows: 
     content = [VERSION, hash_json(held), trios.identity(settings, expert, beside), settings.family.dtype]
     names = {alpha: f"divergence-{settings.task.name}-{hash_json([*content, alpha])[:24]}.jsonl" for alpha in alphas}
     paths = {alpha: settings.outputs / "analysis" / name for alpha, name in names.items()}
-    missing = [alpha for alpha, path in paths.items() if not path.is_file()]
-    for alpha, found in (_computed(settings, expert, beside, missing, held) if missing else {}).items():
-        write_checked(paths[alpha], found)
-    return {alpha: its for alpha, path in paths.items() if (its := read_checked(path))}
+    found = {alpha: read_finished(path) for alpha, path in paths.items()}
+    if missing := [alpha for alpha, its in found.items() if its is None]:
+        for alpha, its in _computed(settings, expert, beside, {alpha: paths[alpha] for alpha in missing}, held).items():
+            finish(paths[alpha], its)
+            found[alpha] = its
+    return {alpha: its for alpha, its in found.items() if its}
 
 
 def _computed(
-    settings: Evaluate, expert: Expert, beside: trios.Held, alphas: Sequence[float], rows: Sequence[Row]
+    settings: Evaluate, expert: Expert, beside: trios.Held, paths: Mapping[float, Path], rows: Sequence[Row]
 ) -> Mapping[float, list[dict[str, Any]]]:
-    """All alphas from one pass of each model."""
+    """All alphas, by the paths of their files, from one pass of each model. What is done is kept beside these."""
     from proxytune.analysis.divergence import divergences
 
     trio = trios.load(settings, expert, beside)
     mixture = trios.mixtures(trio)["steered"]
     told = trios.given(trio, mixture, rows)
     given = [one for _, one in told]
-    asked = [trios.alphas(mixture, alpha, beside) for alpha in alphas]
-    size = settings.score_batch_size
-    batches = divergences(mixture, given, asked, batch_size=size)
-    found = [its for batch in track(batches, "divergence", -(-len(given) // size)) for its in batch]
+    asked = [trios.alphas(mixture, alpha, beside) for alpha in paths]
+
+    def apart(some: Sequence[Given]) -> list[list[tuple[float, float]]]:
+        (found,) = divergences(mixture, some, asked, batch_size=len(some))
+        return found
+
+    def at_most(size: int) -> list[Sequence[tuple[float, float]]]:
+        journals = [Journal(part_of(path)) for path in paths.values()]
+        return list(track(batches.scored(apart, given, size, journals), "divergence", len(given)))
+
+    found = in_smaller_batches(at_most, settings.score_batch_size)
     return {
         alpha: [
             {"id": row["id"], "kl_base": its[a][0], "kl_expert": its[a][1], "tokens": len(one.completion)}
             for (row, one), its in zip(told, found, strict=True)
         ]
-        for a, alpha in enumerate(alphas)
+        for a, alpha in enumerate(paths)
     }

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from proxytune.tracking import record
 
 Records = dict[tuple[str, float | None], list[dict[str, Any]]]
 Alphas = Sequence[Sequence[float]]
+Work = TypeVar("Work", bound=Placed)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def tags_of(settings: Evaluate) -> list[str]:
 
 def measure(settings: Evaluate, expert: Expert, work: Measure, alphas: Sequence[float]) -> Records:
     """Score every system, the steered one at each alpha; what was scored before is read, not computed again."""
-    return points(settings, expert, work, alphas, partial(_compute, settings, work))
+    return points(settings, expert, work, alphas, computed)
 
 
 def summarise(settings: Evaluate, expert: Expert, records: Records, *, chosen: float, folder: Path) -> Found:
@@ -136,15 +136,22 @@ def asked(settings: Evaluate, expert: Expert) -> Measure:
 def points(
     settings: Evaluate,
     expert: Expert,
-    measure: Placed,
+    measure: Work,
     alphas: Sequence[float],
-    compute: Callable[[System, list[Point], Alphas], list[list[dict[str, Any]]]],
+    compute: Callable[[Work, System, Alphas, Sequence[Path]], list[list[dict[str, Any]]]],
 ) -> Records:
     """Read or compute the points of all systems. Models are loaded only if something is missing.
 
-    compute(system, its missing points, their alphas): the records of each, all of them in one pass. DataError where no
-    row fits into all of the models: there is nothing to tell then.
+    compute(measure, system, alphas of its missing points, their parts): the records of each, all of them in one pass.
+    Where memory runs out it is asked again, with a measure of fewer rows at once. DataError where no row fits into all
+    of the models: there is nothing to tell then.
     """
+
+    def found_of(system: System, points: Sequence[Point], entries: Alphas) -> list[list[dict[str, Any]]]:
+        parts = [measure.part(settings.outputs, point) for point in points]
+        most = system.served.at_once(measure.at_once) if system.served else measure.at_once
+        return in_smaller_batches(lambda rows: compute(measure.at_most(rows), system, entries, parts), most)
+
     beside, tuned = trios.held(settings), trios.tuned_base(settings, expert, settings.tuned)
     served = reach(settings, trios.load(settings, expert, beside)) if settings.base else None
     whole = trios.identity(settings, expert, beside, served)
@@ -159,7 +166,7 @@ def points(
             for system in of_trio(trio, trios.mixtures(trio), served):
                 mine = [point for point in missing if point.system in system.points]
                 entries = [system.alphas(point.system, point.alpha, [other for _, other in beside]) for point in mine]
-                for point, rows in zip(mine, compute(system, mine, entries) if mine else [], strict=True):
+                for point, rows in zip(mine, found_of(system, mine, entries) if mine else [], strict=True):
                     keep(settings.outputs, measure, point, rows)
                     found[point.system, point.alpha] = rows
         finally:
@@ -170,7 +177,7 @@ def points(
         rows = kept(settings.outputs, measure, point)
         if rows is None:
             Registry(settings.outputs / "registry").verify(tuned)
-            (rows,) = compute(alone.load("tuned", settings.base_ref, settings.family.dtype, tuned), [point], [()])
+            (rows,) = found_of(alone.load("tuned", settings.base_ref, settings.family.dtype, tuned), [point], [()])
             keep(settings.outputs, measure, point, rows)
         found["tuned", None] = rows
     if all(any(row.get("too_long") for row in of_systems) for of_systems in zip(*found.values(), strict=True)):
@@ -179,19 +186,12 @@ def points(
     return found
 
 
-def _compute(settings: Evaluate, measured: Measure, system: System, points: list[Point], alphas: Alphas):
+def computed(measured: Measure, system: System, alphas: Alphas, parts: Sequence[Path]) -> list[list[dict[str, Any]]]:
     """The records of one system's missing points, all alphas in one scoring pass."""
     prompts = [system.encode(row["prompt"]) for row in measured.rows]
     replies = [system.encode_completion(row["prompt"], row["completion"]) for row in measured.rows]
     ended = replace(measured, limits=replace(measured.limits, end_ids=system.end_ids))
-    parts = [measured.part(settings.outputs, point) for point in points]
-
-    def at_most(rows: int) -> list[list[dict[str, Any]]]:
-        decode = ended.decode.model_copy(update={"batch_size": min(rows, ended.decode.batch_size)})
-        less = replace(ended, decode=decode, score_batch_size=min(rows, ended.score_batch_size))
-        return compute(less, system, alphas, prompts, replies, parts)
-
-    return in_smaller_batches(at_most, max(ended.decode.batch_size, ended.score_batch_size))
+    return compute(ended, system, alphas, prompts, replies, parts)
 
 
 def _scores(system: str, alpha: float | None, rows: list[dict], metric_name: str, left_out: set[int]) -> Scores:

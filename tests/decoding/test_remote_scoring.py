@@ -103,6 +103,12 @@ def test_a_loss_that_is_told_is_the_whole_vocabulary_s_within_the_tolerance(
             pytest.fail("with every score at hand no loss is open")
 
 
+@pytest.mark.parametrize(("rows", "batch"), [(None, 3), (2, 2), (9, 3)])
+def test_no_more_rows_are_weighed_at_once_than_calls_may_be_in_flight(server, rows, batch):
+    one = weigher(server, in_flight=3)
+    assert Weigher(one.served, one.mixture, rows).batch == batch
+
+
 @given(PROMPTS, st.lists(st.sampled_from(KNOWN), min_size=2, max_size=6, unique=True), ALPHAS, st.booleans())
 def test_a_standing_that_is_certain_names_the_whole_vocabulary_s_best(server, prompts, options, alphas, by_id):
     BASE.factor, chosen = 4.0, 16 if by_id and server.dialect in ("vllm", "sglang") else 0

@@ -93,6 +93,30 @@ def test_replies_that_a_killed_run_left_are_not_written_again(tmp_path, monkeypa
     assert not parts[0].exists() and parts[1].exists()
 
 
+def test_losses_that_were_kept_before_memory_ran_out_are_not_computed_again_in_smaller_batches(tmp_path, monkeypatch):
+    alphas = [(0.0,), (1.0,)]
+    only = replace(MEASURE, generate=False)
+    parts = [only.part(tmp_path, replace(POINT, alpha=alpha)) for (alpha,) in alphas]
+    real, weighed = points.losses, []
+
+    def losses(mixture, rows, alphas, **how):
+        weighed.append(len(rows))
+        if len(weighed) == 2:
+            raise MemoryError
+        yield from real(mixture, rows, alphas, **how)
+
+    monkeypatch.setattr(points, "losses", losses)
+    how = (SYSTEM, alphas, PROMPTS, COMPLETIONS)
+    with pytest.raises(MemoryError):
+        points.compute(only.at_most(3), *how, parts)
+    found = points.compute(only.at_most(1), *how, parts)
+    assert weighed == [3, 2, 1, 1]
+    assert points.compute(only.at_most(5), *how, parts) == found and weighed == [3, 2, 1, 1]
+    monkeypatch.undo()
+    for one, other in zip(found, points.compute(only, *how), strict=True):
+        assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in other], rel=1e-6)
+
+
 def counted(engine, written):
     run = engine.run
     engine.run = lambda requests: written.append(len(requests)) or run(requests)

@@ -70,7 +70,7 @@ FOLDER = re.compile(r"runs/([a-z]+)-[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 
 
 # Units done twice: those in hand. Of training the steps since its checkpoint; replies and tokens come in twos.
-ALLOWED = {"s": 2, "r": 2, "l": 1, "t": 1}
+ALLOWED = {"s": 2, "r": 2, "l": 1, "t": 1, "d": 1}
 OVERHEAD = 5.0  # seconds
 
 

@@ -53,6 +53,24 @@ def trained(tmp_path_factory) -> Place:
 
 
 @pytest.fixture
+def scarce(monkeypatch):
+    """To be called: from then on a forward of more than so many rows finds no memory."""
+    from transformers import LlamaForCausalLM
+
+    whole = LlamaForCausalLM.forward
+
+    def at_most(rows: int) -> None:
+        def forward(self, *args, **kwargs):
+            if len(kwargs["input_ids"]) > rows:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+            return whole(self, *args, **kwargs)
+
+        monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+
+    return at_most
+
+
+@pytest.fixture
 def place(trained, tmp_path) -> Place:
     """The trained place with outputs of its own: nothing is measured there yet."""
     outputs = tmp_path / "outputs"

@@ -46,8 +46,8 @@ def test_what_was_scored_is_not_scored_again_and_a_killed_one_goes_on(place, mon
     rows = read_checked(path)
     path.unlink()
     journal = Journal(path.with_suffix(".part"))
-    for row in rows[:5]:
-        journal.append(row)
+    for _ in range(2):  # two such commands at once, both killed
+        journal.append({"first": 0, "found": rows[:5]})
     with journal.path.open("a") as file:
         file.write('{"id": "cut')
     scored = []
@@ -57,6 +57,15 @@ def test_what_was_scored_is_not_scored_again_and_a_killed_one_goes_on(place, mon
     assert len(scored) == len(rows) - 5
     assert [row["ids"] for row in read_checked(path)] == [row["ids"] for row in rows]
     assert not path.with_suffix(".part").exists() and path.read_bytes() == whole
+
+
+def test_without_memory_for_a_batch_a_smaller_one_tells_the_same(place, scarce, capsys):
+    found = look(place, alpha=1.0)
+    (place.outputs / found["records"]).unlink()
+    scarce(2)
+    again = look(place, alpha=1.0)
+    assert "out of memory; going on with one row at a time" in capsys.readouterr().err
+    assert again["overall"]["changed"] == found["overall"]["changed"]
 
 
 def test_a_decode_s_replies_keep_the_ids_that_were_said(place):

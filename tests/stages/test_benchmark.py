@@ -13,12 +13,13 @@ from proxytune.errors import DataError, SettingsError, StorageError
 from proxytune.evaluation import system
 from proxytune.evaluation.benchmarks import weighed, written
 from proxytune.evaluation.benchmarks.benchmark import Prompt, user
+from proxytune.evaluation.benchmarks.harnessed import Harnessed
 from proxytune.evaluation.summary import SCORES
 from proxytune.evaluation.system import System
 from proxytune.experts.registry import Registry
 from proxytune.files import Journal, read_json, read_jsonl, resource
 from proxytune.models.loading import load_model
-from proxytune.settings import Benchmark, Evaluate, load
+from proxytune.settings import Benchmark, Decode, Evaluate, Harness, load
 from proxytune.stages import benchmark, evaluate
 from tests.models.tiny_family import tokenizer
 
@@ -162,6 +163,40 @@ def test_what_was_weighed_before_an_interruption_is_not_weighed_again(name, stop
     assert run(place, name, rows, **given).records == whole.records
     assert again == [count - 3, count, count]
     assert not list(points.glob("*.part"))
+
+
+def test_alphas_that_the_harness_was_done_with_are_not_measured_again(tmp_path, monkeypatch):
+    measured = []
+
+    def once(self, system, alphas):
+        measured.append(alphas)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return [{"results": {"acc": alphas[0]}}]
+
+    monkeypatch.setattr(Harnessed, "_run", once)
+    work = Harnessed("any", {}, Harness(), Decode(), batch_size=4, dtype="auto")
+    how = ([(0.0,), (0.5,)], [tmp_path / "0.part", tmp_path / "1.part"])
+    with pytest.raises(KeyboardInterrupt):
+        work.compute(None, *how)
+    found = work.at_most(2).compute(None, *how)
+    assert measured == [(0.0,), (0.5,), (0.5,)]
+    assert found == [[{"results": {"acc": 0.0}}], [{"results": {"acc": 0.5}}]]
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "truthfulqa_likelihood", "heldout_loss"])
+def test_without_memory_for_a_batch_a_smaller_one_finds_the_same(name, place, gsm, mc, scarce, capsys):
+    rows = {"gsm8k": gsm, "truthfulqa_likelihood": mc}.get(name)
+    given = {"rows": rows, "alpha": 0.5, "max_new_tokens": 6}
+    whole = run(place, name, **given)
+    for file in (place.outputs / "points").glob(f"{name}-*"):
+        file.unlink()
+    scarce(2)
+    found = run(place, name, **given)
+    assert "out of memory; going on with one row at a time" in capsys.readouterr().err
+    for one, other in zip(whole.summary["rows"], found.summary["rows"], strict=True):
+        told = {measure: its["value"] for measure, its in other["measures"].items()}
+        assert {measure: its["value"] for measure, its in one["measures"].items()} == pytest.approx(told, rel=1e-5)
 
 
 def test_a_prompt_that_does_not_fit_is_told_and_counts_as_unparsed(place, gsm, capsys):

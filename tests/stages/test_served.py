@@ -106,6 +106,14 @@ def test_a_spent_budget_keeps_finished_replies_and_the_same_command_goes_on(plac
     assert not list((place.outputs / "cache" / "replies").iterdir())
 
 
+def test_without_memory_for_all_rows_fewer_are_asked_for_at_once(place, serving, prompts, scarce, capsys):
+    with serving("llamacpp") as server:
+        whole = run(place, prompts=prompts, base=behind(server, in_flight=6))
+        scarce(6)  # expert and anti are read as two rows of one model for each row
+        assert said(run(place, prompts=prompts, base=behind(server, in_flight=6))) == said(whole)
+    assert capsys.readouterr().err.count("out of memory; going on with 3 rows at a time") == 1
+
+
 def test_a_fault_that_lasts_keeps_finished_replies(place, serving, prompts, tmp_path):
     out = tmp_path / "replies.jsonl"
     with serving("vllm") as server:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from proxytune.analysis import divergence as divergences
 from proxytune.errors import DataError, SettingsError
 from proxytune.experts.registry import Registry
 from proxytune.settings import DecodeStage, Demo, Evaluate, Sweep
@@ -47,6 +48,39 @@ def test_the_curve_s_numbers_are_those_of_one_evaluation_at_a_time(place):
     alone = evaluate.run(place.settings(Evaluate, alpha=0.5, split="validation"))
     row = next(row for row in swept.summary["rows"] if row["alpha"] == 0.5)
     assert row == next(row for row in alone.summary["rows"] if row["system"] == "steered")
+
+
+def test_without_memory_for_a_batch_a_smaller_one_finds_the_same_curve(place, scarce, capsys):
+    whole = run(place)
+    for file in [*(place.outputs / "points").iterdir(), *(place.outputs / "analysis").iterdir()]:
+        file.unlink()
+    scarce(2)
+    found = run(place)
+    assert capsys.readouterr().err.count("going on with one row at a time") == 2  # steered, its divergence
+    assert steered(found) == pytest.approx(steered(whole), rel=1e-5)
+    for one, other in zip(whole.summary["curves"], found.summary["curves"], strict=True):
+        for point, its in zip(one["points"], other["points"], strict=True):
+            assert point["value"] == pytest.approx(its["value"], rel=1e-3, abs=1e-6)
+
+
+def test_divergences_that_a_killed_sweep_left_are_not_computed_again(place, monkeypatch):
+    given = {"score_batch_size": 3, "divergence_rows": 8}
+    whole = run(place, **given)
+    for file in (place.outputs / "analysis").iterdir():
+        file.unlink()
+    measure, looked = divergences.divergences, []
+
+    def divergences_of(mixture, rows, alphas, **how):
+        looked.append(len(rows))
+        if len(looked) == 3:
+            raise KeyboardInterrupt
+        yield from measure(mixture, rows, alphas, **how)
+
+    monkeypatch.setattr(divergences, "divergences", divergences_of)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, **given)
+    assert run(place, **given).summary["curves"] == whole.summary["curves"]
+    assert looked == [3, 3, 2, 2] and not list((place.outputs / "analysis").glob("*.part"))
 
 
 def test_a_widened_sweep_computes_its_new_alphas_only(place, monkeypatch):

@@ -12,7 +12,7 @@ import logging
 import math
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from proxytune.errors import DataError, ProxytuneError, SettingsError, did_you_m
 from proxytune.evaluation.benchmarks.scored import Scored
 from proxytune.evaluation.points import Filed
 from proxytune.evaluation.system import System
-from proxytune.files import hash_json
+from proxytune.files import hash_json, read_checked, write_checked
 from proxytune.tracking.plain import plain
 
 VERSION = 1  # raise when the same settings give other numbers
@@ -50,6 +50,13 @@ class Harnessed(Filed):
     batch_size: int
     dtype: str
 
+    @property
+    def at_once(self) -> int:
+        return self.batch_size
+
+    def at_most(self, rows: int) -> Harnessed:
+        return replace(self, batch_size=min(rows, self.batch_size))
+
     @cached_property
     def content(self) -> dict[str, Any]:
         from importlib.metadata import version
@@ -68,8 +75,11 @@ class Harnessed(Filed):
         return hash_json([json.dumps(doc, default=_named, sort_keys=True) for doc in docs])
 
     def compute(self, system: System, alphas: Sequence[Sequence[float]], parts: Sequence[Path]) -> list[list[dict]]:
-        """The records of each alpha, one pass an alpha: the harness asks a model that has one."""
-        return [self._run(system, tuple(its)) for its in alphas]
+        """The records of each alpha, kept in its part: one pass an alpha, as the harness asks a model that has one."""
+        for its, part in zip(alphas, parts, strict=True):
+            if not part.is_file():
+                write_checked(part, self._run(system, tuple(its)))
+        return [read_checked(part) for part in parts]
 
     def _run(self, system: System, alphas: tuple[float, ...]) -> list[dict[str, Any]]:
         from lm_eval import simple_evaluate

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, compress, zip_longest
 from pathlib import Path
@@ -97,6 +97,13 @@ class Weighed(Filed):
     batch_size: int = 32
     ended: bool = False
 
+    @property
+    def at_once(self) -> int:
+        return self.batch_size
+
+    def at_most(self, rows: int) -> Weighed:
+        return replace(self, batch_size=min(rows, self.batch_size))
+
     @cached_property
     def content(self) -> dict[str, Any]:
         asked = hash_json([[row.id, asdict(row.prompt), row.options] for row in self.rows])
@@ -112,9 +119,8 @@ class Weighed(Filed):
         done = [{row["row"]: row["record"] for row in journal.rows} for journal in journals]
         single = not system.served and all(len(ids) == 1 for ids in options)
         left = list(_left(list(compress(range(len(fit)), fit)), done, self.batch_size if single else 1))
-        weigh = (
-            Asking(self.name, system, alphas).weigh if system.served else partial(self._weigh, system, alphas, single)
-        )
+        asking = Asking(self.name, system, alphas, self.batch_size)
+        weigh = asking.weigh if system.served else partial(self._weigh, system, alphas, single)
         found = weigh([asked[i] for i in left], [options[i] for i in left])
         for place, by_alpha in track(found, f"{system.name}: likelihoods", len(left)):
             i = left[place]
@@ -131,8 +137,10 @@ class Weighed(Filed):
             for place, nats in enumerate(chain.from_iterable(batches)):
                 yield place, [{"nats": [its]} for its in nats]
         else:
-            for place, pair in enumerate(zip(asked, options, strict=True)):
-                nats = choices(system.mixture, *pair, alphas)
+            size = self.batch_size
+            for place, (prompts, its) in enumerate(zip(asked, options, strict=True)):
+                parts = [its[first : first + size] for first in range(0, len(its), size)]
+                nats = [each for part in parts for each in choices(system.mixture, prompts, part, alphas)]
                 yield place, [{"nats": [its[a] for its in nats]} for a in range(len(alphas))]
 
     def _options(self, system: System, row: Question) -> list[list[int]]:
@@ -176,18 +184,22 @@ def _left(places: Sequence[int], done: Sequence[Mapping[int, Any]], size: int) -
 
 @dataclass(frozen=True)
 class Asking:
-    """The weighing with a base behind an API, where each question costs calls. name: the benchmark's."""
+    """The weighing with a base behind an API, where each question costs calls.
+
+    name: the benchmark's. rows: at once at most.
+    """
 
     name: str
     system: System
     alphas: Sequence[Sequence[float]]
+    rows: int
 
     def weigh(self, asked: Sequence[Prompts], options: Sequence[Sequence[Sequence[int]]]) -> Iterator[Told]:
         assert self.system.served is not None
         if self.system.served.base.settings.mode == "bias":
             what = f"{self.name} is weighed by scores, and base.mode=bias has none"
             raise SettingsError(what, "give a benchmark that is written, such as gsm8k")
-        weigher = Weigher(self.system.served, self.system.mixture)
+        weigher = Weigher(self.system.served, self.system.mixture, self.rows)
         letters = all(len(ids) == 1 for each in options for ids in each)
         return (self._letters if letters else self._whole)(weigher, asked, options)
 

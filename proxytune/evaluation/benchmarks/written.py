@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,13 @@ class Written(Filed):
     @cached_property
     def decoding(self) -> Decoding:
         return decoding(self.benchmark, self.chosen)
+
+    @property
+    def at_once(self) -> int:
+        return self.decode.batch_size
+
+    def at_most(self, rows: int) -> Written:
+        return replace(self, decode=self.decode.at_most(rows))
 
     @cached_property
     def sampled(self) -> settings.Decode:

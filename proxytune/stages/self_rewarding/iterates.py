@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,9 @@ from proxytune.evaluation.points import Measure, Point
 from proxytune.experts.registry import Expert
 from proxytune.files import hash_json, write_json
 from proxytune.settings import Decode
+from proxytune.stages import evaluate
 from proxytune.stages.self_rewarding.loop import Loop
+from proxytune.stages.shared.room import in_smaller_batches
 from proxytune.stages.shared.start import start
 from proxytune.stages.shared.trio import weights_of
 from proxytune.tasks.task import Row
@@ -60,11 +61,10 @@ def _measured(loop: Loop, expert: Expert, rows: Sequence[Row]) -> list[dict[str,
     point, outputs = Point("alone", None, models), loop.settings.outputs
     if (known := points.kept(outputs, measure, point)) is not None:
         return known
-    system = loop.author(expert).system
-    asked = [system.encode(row["prompt"]) for row in rows]
-    replies = [system.encode_completion(row["prompt"], row["completion"]) for row in rows]
-    ended = replace(measure, limits=replace(measure.limits, end_ids=system.end_ids))
-    (found,) = points.compute(ended, system, [()], asked, replies, [measure.part(outputs, point)])
+    system, parts = loop.author(expert).system, [measure.part(outputs, point)]
+    (found,) = in_smaller_batches(
+        lambda most: evaluate.computed(measure.at_most(most), system, [()], parts), measure.at_once
+    )
     points.keep(outputs, measure, point, found)
     return found
 

@@ -90,7 +90,7 @@ class Author:
         asking = f"{label} {hash_json([writer, asked, decode.content()])[:16]}"
 
         def at_most(rows: int) -> dict[int, Reply]:
-            engine = system.engine(decode.model_copy(update={"batch_size": min(rows, decode.batch_size)}))
+            engine = system.engine(decode.at_most(rows))
             return dict(track(kept.run(asking, engine.run, requests), label, len(requests)))
 
         written = in_smaller_batches(at_most, decode.batch_size)

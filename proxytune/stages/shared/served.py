@@ -61,9 +61,13 @@ class Writing:
         }
 
     def run(
-        self, system: str, requests: Sequence[Request], on_token: Callable[[int, Reply], None] | None = None
+        self,
+        system: str,
+        rows: int,
+        requests: Sequence[Request],
+        on_token: Callable[[int, Reply], None] | None = None,
     ) -> Iterator[tuple[int, CertifiedReply]]:
-        """Like an engine's: (place, finished reply), those that are kept first. Tells on stderr what it took."""
+        """Like an engine's of so many rows: (place, finished reply), kept ones first. Tells on stderr what it took."""
         kept = self.kept(system)
         for place, reply in kept.items():
             if on_token:
@@ -71,7 +75,7 @@ class Writing:
             yield place, reply
         left = [place for place in range(len(requests)) if place not in kept]
         trio, size = self.trio, self.settings.decode.prefill_tokens
-        engine = self.served.engine(trio.pairs, trio.vocabulary, trio.tokenizers["base"], size)
+        engine = self.served.engine(trio.pairs, trio.vocabulary, trio.tokenizers["base"], size, rows)
         try:
             for i, reply in engine.run([requests[place] for place in left], on_token):
                 row = {"system": system, "place": left[i], "top": self.remote.top, "reply": asdict(reply)}
