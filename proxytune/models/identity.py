@@ -27,14 +27,18 @@ class ModelId(Section):
 
 def identify(ref: ModelRef, tokenizer) -> ModelId:
     """The identity of the checkpoint that `ref` names now; hashes weight files unless the hub's cache knows them."""
-    from proxytune.models.loading import locate  # imports torch, which a look at the registry does not need
-
     return ModelId(
         model=ref.model,
         revision=ref.revision,
-        weights=_hash_weights(Path(locate(ref)), ref),
+        weights=_hash_weights(ref),
         tokenizer=hash_tokenizer(tokenizer),
     )
+
+
+def stamp(ref: ModelRef) -> list[tuple[str, int, int]]:
+    """What tells the checkpoint that `ref` names now from another in its place, unread: files, sizes, times."""
+    files = sorted(file for file in _folder(ref).iterdir() if file.is_file())
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def hash_tokenizer(tokenizer) -> str:
@@ -42,10 +46,8 @@ def hash_tokenizer(tokenizer) -> str:
     return hash_json(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
 
-def _hash_weights(folder: Path, ref: ModelRef) -> str:
-    if not folder.is_dir():
-        folder = _snapshot(ref)
-    files = sorted(folder.glob(ref.gguf_file or "*.safetensors"))
+def _hash_weights(ref: ModelRef) -> str:
+    files = sorted(_folder(ref).glob(ref.gguf_file or "*.safetensors"))
     if not files:
         raise ModelError(
             f"{ref.model} has no {ref.gguf_file or '.safetensors weights'}",
@@ -55,10 +57,14 @@ def _hash_weights(folder: Path, ref: ModelRef) -> str:
     return hashlib.sha256(("".join(map(_hash_of, files)) + quantised).encode()).hexdigest()
 
 
-def _snapshot(ref: ModelRef) -> Path:
-    """Where the hub's cache keeps the model that `from_pretrained` just loaded; no network."""
+def _folder(ref: ModelRef) -> Path:
+    """A local model's, or where the hub's cache keeps the one that `from_pretrained` just loaded; no network."""
     from huggingface_hub import try_to_load_from_cache
 
+    from proxytune.models.loading import locate  # imports torch, which a look at the registry does not need
+
+    if (folder := Path(locate(ref))).is_dir():
+        return folder
     found = try_to_load_from_cache(ref.model, ref.gguf_file or "config.json", revision=ref.revision)
     if not isinstance(found, str):
         raise ModelError(f"{ref.model} is not in the local cache", "load it once while online")

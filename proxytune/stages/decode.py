@@ -14,6 +14,7 @@ from proxytune.decoding.request import Reply, Request, sampling, variant
 from proxytune.decoding.streaming import Pieces
 from proxytune.errors import DataError, ProxytuneError
 from proxytune.files import check_target, write_jsonl
+from proxytune.models.identity import stamp
 from proxytune.models.prompts import Turns, plain_text
 from proxytune.models.trio import Trio
 from proxytune.settings import DecodeStage
@@ -154,11 +155,11 @@ def _records(
 
 
 def _content(settings: DecodeStage, experts: Held, asked: Sequence[Prompt]) -> dict[str, Any]:
-    """All that decides what is said, the server aside."""
+    """All that decides what is said, the server aside. A base that is here may be of any size: it is not hashed."""
     return {
         "asked": asked,
         "experts": [[trios.weights_of(one), one.manifest.prompt_format, its_alpha] for one, its_alpha in experts],
-        "base": settings.base_ref.model_dump(),
+        "base": [settings.base_ref.model_dump(), [] if settings.base else stamp(settings.base_ref)],
         "decode": settings.decode.content(),
         "task": settings.task.model_dump(),
         "dtype": settings.family.dtype,

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from proxytune.errors import DataError, StorageError
-from proxytune.settings import Decode, DecodeStage
+from proxytune.files import Journal
+from proxytune.settings import Decode, DecodeStage, ModelRef
 from proxytune.stages import decode
+from proxytune.stages.shared import trio as trios
 from tests.models.tiny_family import tokenizer
 
 ASKED = "Question: what follows 7?\nAnswer:"
@@ -70,6 +75,29 @@ def test_prompts_come_from_jsonl_text_and_stdin(place, tmp_path, monkeypatch):
     for named in ({}, {"prompts": "-"}):
         monkeypatch.setattr("sys.stdin", io.StringIO("Two\nlines\n"))
         assert [r["prompt"] for r in run(place, **named)] == ["Two\nlines"]
+
+
+def test_replies_of_another_base_in_the_same_place_are_not_gone_on_with(place, tmp_path, monkeypatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Say 1\nQ\nWho?\n")
+    folder = Path(shutil.copytree(place.family.base_ref.model, tmp_path / "base"))
+    given = {
+        "prompts": str(prompts),
+        "base_model": ModelRef(model=str(folder)),
+        "decode": Decode(max_new_tokens=6, batch_size=1),
+    }
+    with monkeypatch.context() as patch:
+        append = Journal.append
+        patch.setattr(Journal, "append", lambda self, row: append(self, row) or 1 / (row["place"] < 1))
+        with pytest.raises(ZeroDivisionError):
+            run(place, **given)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    trios._load.cache_clear()
+    again = run(place, **given)
+    for journal in (place.outputs / "cache" / "replies").iterdir():
+        journal.unlink()
+    assert again == run(place, **given)
 
 
 def test_a_prompt_says_the_same_alone_and_among_others(place, tmp_path):

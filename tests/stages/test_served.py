@@ -106,6 +106,15 @@ def test_a_spent_budget_keeps_finished_replies_and_the_same_command_goes_on(plac
     assert not list((place.outputs / "cache" / "replies").iterdir())
 
 
+def test_replies_of_another_model_behind_the_same_address_are_not_gone_on_with(place, serving, prompts, base, capsys):
+    with serving("llamacpp") as server:
+        with pytest.raises(BudgetSpent):
+            run(place, prompts=prompts, base=behind(server, in_flight=2, max_requests=40))
+        server.model = lambda ids: -base(tuple(ids))
+        run(place, prompts=prompts, base=behind(server))
+    assert "were kept from before" not in capsys.readouterr().err
+
+
 def test_without_memory_for_all_rows_fewer_are_asked_for_at_once(place, serving, prompts, scarce, capsys):
     with serving("llamacpp") as server:
         whole = run(place, prompts=prompts, base=behind(server, in_flight=6))

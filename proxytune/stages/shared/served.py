@@ -43,12 +43,7 @@ class Writing:
         self.settings, self.remote, self.trio = settings, settings.base, trio
         self.served = reach(settings, trio)
         self.measured: dict[str, float] = {}
-        server = {
-            "mode": self.remote.mode,
-            "name": self.remote.name,
-            "url": self.remote.url,
-            "model": self.remote.model,
-        }
+        server = {name: self.served.content[name] for name in ("served", "likeness", "mode", "dialect")}
         self.journal = Journal(settings.outputs / "cache" / "replies" / f"{hash_json([server, content])[:16]}.jsonl")
 
     def kept(self, system: str) -> dict[int, CertifiedReply]:
