@@ -13,7 +13,7 @@ import pytest
 from proxytune.settings import Tracker
 from proxytune.tracking import mirror
 from proxytune.tracking import server as reach
-from tests.tracking.surroundings import PYTHON, clean_environment
+from tests.tracking.surroundings import PYTHON, clean_environment, command_lines
 from tests.tracking.wandb_server import KEY
 
 RECORD = (
@@ -185,6 +185,21 @@ def test_a_server_that_answers_gets_the_run(tmp_path, server):
     assert (told(tmp_path)["wandb"]["mode"], told(tmp_path)["warnings"], done.stderr) == ("online", [], "")
     (history,) = server.runs.values()
     assert [json.loads(line)["a"] for line in history] == [1]
+
+
+def test_wandb_keeps_the_key_to_itself_and_tells_nobody_of_its_errors_unless_the_user_wants_it(tmp_path, server):
+    """Its process is told by an argument; with a `true` of the user's own that is missing, so the test can fail."""
+    known = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+    for given, silent in (({}, True), ({"WANDB_ERROR_REPORTING": "true"}, False)):
+        with command_lines() as lines:
+            done = record_one(tmp_path, tmp_path, **known, **given)
+        cores = [line for line in lines if "wandb-core" in line]
+        assert cores and all("--no-observability" in line for line in cores) is silent
+        assert not [text for text in (*lines, done.stdout, done.stderr) if KEY in text]
+    assert len(server.runs) == 2
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {".wandb", ".log"} <= {path.suffix for path in files}
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
 def test_an_online_start_that_fails_goes_on_offline(tmp_path, server):
