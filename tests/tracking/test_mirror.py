@@ -192,7 +192,7 @@ def test_wandb_keeps_the_key_to_itself_and_tells_nobody_of_its_errors_unless_the
     known = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
     for given, silent in (({}, True), ({"WANDB_ERROR_REPORTING": "true"}, False)):
         with command_lines() as lines:
-            done = record_one(tmp_path, tmp_path, **known, **given)
+            done = record(tmp_path, tmp_path, "one", **known, **given)
         cores = [line for line in lines if "wandb-core" in line]
         assert cores and all("--no-observability" in line for line in cores) is silent
         assert not [text for text in (*lines, done.stdout, done.stderr) if KEY in text]
