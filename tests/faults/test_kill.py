@@ -49,13 +49,15 @@ def test_a_kill_at_a_write_loses_nothing_and_changes_nothing(place: Place, name,
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_kill_at_any_moment_loses_nothing_and_changes_nothing(place: Place, name, record_property):
     whole = place.whole(name)
-    chance = random.Random(name)
-    moments = [chance.uniform(0, whole.ended.wall) for _ in range(MOMENTS)]
-    done = {f"after {after:.3f} s": place.killed_and_run_again(name, whole, after=after) for after in moments}
-    tell(record_property, {where: one for where, one in done.items() if one})
+    chance, done = random.Random(name), dict[str, Resumed]()
+    while len(done) < MOMENTS:  # a kill that came when all was done does not count
+        after = chance.uniform(0, whole.ended.wall)
+        if one := place.killed_and_run_again(name, whole, after=after):
+            done[f"after {after:.3f} s"] = one
+    tell(record_property, done)
 
 
-def test_a_sync_that_is_killed_uploads_every_run_once_in_the_end(place: Place, server, record_property):  # noqa: F811
+def test_a_sync_that_is_killed_uploads_and_links_every_run_in_the_end(place: Place, server, record_property):  # noqa: F811
     def synced(**how) -> Ended:
         return place.warm.run(["sync"], root=place.folder, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY, **how)
 
@@ -63,18 +65,24 @@ def test_a_sync_that_is_killed_uploads_every_run_once_in_the_end(place: Place, s
     place.keep("mirrored")
     synced()
     place.reset("mirrored")
-    whole, lines = synced(), uploaded(server)
-    assert whole.code == 0 and all(lines.values()) and len(lines) == 1
-    chance, kills = random.Random("sync"), 0
-    moments = [{"at": at} for at in range(1, len(whole.seen) + 1)]
-    moments += [{"after": chance.uniform(0, whole.wall)} for _ in range(MOMENTS)]
-    for how in moments if LONG else moments[-1:]:
+    server.artifacts.add("qa")
+    whole, lines, (use,) = synced(), uploaded(server), server.named("UseArtifact")
+    assert whole.code == 0 and all(lines.values()) and len(lines) == 1 and use["runName"] in lines
+
+    def killed(**how) -> bool:
         place.reset("mirrored")
-        server.runs.clear()
-        kills += synced(**how).code == -9
+        server.runs.clear(), server.operations.clear()
+        was_killed = synced(**how).code == -9
         again = synced()
-        assert again.code == 0 and uploaded(server) == lines, (how, again.err)
+        assert again.code == 0 and uploaded(server) == lines and use in server.named("UseArtifact"), (how, again.err)
         assert "no run waits" in synced().out
+        return was_killed
+
+    chance = random.Random("sync")
+    kills = sum(killed(at=at) for at in range(1, len(whole.seen) + 1)) if LONG else 0
+    wanted = kills + (MOMENTS if LONG else 1)
+    while kills < wanted:
+        kills += killed(after=chance.uniform(0, whole.wall))
     record_property("kills", kills)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ draft = Manifest(
 )
 
 def write(writer):
-    for turn in range(turns):
+    for turn in range(turns if writer >= killed else sys.maxsize):
         with registry.staging() as folder:
             (folder / "adapter_model.safetensors").write_bytes(f"{writer}.{turn}".encode() * 500)
             made = registry.publish(folder, draft)
@@ -57,8 +58,10 @@ def child(job, number):
 
 reading = [child(read, n) for n in range(readers)]
 writing = [child(write, n) for n in range(writers)]
-for pid in writing[:killed]:
-    time.sleep(random.uniform(0, 0.3))
+for writer, pid in enumerate(writing[:killed]):
+    while f"[{writer}, 0, " not in (root / "told").read_text():
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.1))
     os.kill(pid, signal.SIGKILL)
 codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in writing]
 stop.touch()
@@ -75,7 +78,7 @@ def test_no_version_is_lost_or_given_twice_and_no_reader_sees_a_part(tmp_path):
     )
     assert done.stderr == "" and done.returncode == 0
     writers, readers = json.loads(done.stdout)
-    assert set(writers[KILLED:]) == {0} and set(readers) == {0}
+    assert writers == [-signal.SIGKILL] * KILLED + [0] * (WRITERS - KILLED) and set(readers) == {0}
 
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     content = {version: f"{writer}.{turn}" for writer, turn, version in told}
