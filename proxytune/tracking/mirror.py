@@ -20,6 +20,7 @@ from proxytune.tracking import server
 
 START_SECONDS = 3.5  # for the probe and an online start, which waits for one answer more
 INIT_SECONDS = 10.0  # for an offline start, which waits for wandb's own process alone
+LINK_SECONDS = 5.0  # that a run's end waits for its artifacts, to put them into registries
 FINISH_SECONDS = 30.0  # then the rest of an online run stays on disk
 HEADER, BLOCK = 7, 1 << 15  # bytes; wandb's files are LevelDB logs after a header of its own
 REGISTRIES = ("model", "dataset")  # the kinds that W&B keeps a registry for
@@ -101,6 +102,7 @@ class Mirror:
         self.run = run
         self.mode = "offline" if run.offline else "online"
         self._uses: dict[tuple[str, str | None], dict[str, Any]] = {}
+        self._registered: list[tuple[Any, str]] = []  # artifacts, and where in a registry they belong
         # W&B drops rows whose step goes back; our own step is an axis like any other, so nothing is dropped.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
@@ -132,8 +134,7 @@ class Mirror:
         artifact.add_reference(path.absolute().as_uri())
         logged = self.run.log_artifact(artifact, aliases=["latest", alias] if alias else ["latest"])
         if self.mode == "online" and kind in REGISTRIES:
-            with contextlib.suppress(Exception):  # a server without registries is none the worse
-                self.run.link_artifact(logged, f"wandb-registry-{kind}/{name}")
+            self._registered.append((logged, f"wandb-registry-{kind}/{name}"))
 
     def use(self, name: str, alias: str | None, **told: Any) -> None:
         """Lineage. Offline there is nothing to point at yet: the config says it, and `link` does it after upload."""
@@ -148,6 +149,7 @@ class Mirror:
     def finish(self, exit_code: int) -> None:
         """OSError where the server did not take all of an online run, or the disk not all of an offline one."""
         folder = Path(self.run.dir).parent
+        self._register()
         try:
             self.run.finish(exit_code=exit_code)
             if self.mode == "online" and _refused(folder):
@@ -161,6 +163,14 @@ class Mirror:
             if not written or any(whole(file) != file.stat().st_size for file in written):
                 _tell(f"W&B could not write all of a run to {folder}: is the disk full? Its record is whole")
                 raise OSError(f"the end of the run is missing in {folder}")
+
+    def _register(self) -> None:
+        """Put models and datasets into their registries: only now, since that waits for what is being uploaded."""
+        until = time.monotonic() + LINK_SECONDS
+        for logged, place in self._registered:
+            with contextlib.suppress(Exception):  # a server without registries is none the worse
+                logged.wait(timeout=max(0.1, until - time.monotonic()))
+                self.run.link_artifact(logged, place)
 
 
 def _refused(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from tests.tracking.surroundings import PYTHON, clean_environment
 from tests.tracking.wandb_server import KEY, Server
 
 LINES, FINISH_SECONDS = 50, 8.0  # that closing a run may take whose server is lost; elsewhere it is more
+STOPPED = "W&B failed, the mirror of this run stops here"
 RUN = f"""
 import sys, time
 from pathlib import Path
@@ -38,12 +39,46 @@ print(started, time.monotonic() - began - logged)
 """
 
 
+MAKES = f"""
+import sys, time
+from pathlib import Path
+from tests.tracking.recorded_runs import start
+from proxytune.tracking import mirror
+import wandb
+from PIL import Image
+mirror.LINK_SECONDS, mirror.FINISH_SECONDS = 1.0, float(sys.argv[3])
+outputs = Path(sys.argv[1])
+Image.new("RGB", (1, 1)).save(outputs / "picture.png")
+with start(outputs, "one") as run:
+    run.log({{"n": 0}})
+    print("half", flush=True)
+    sys.stdin.readline()
+    began = time.monotonic()
+    for what in ("dataset", "model"):
+        run.artifact(f"{{what}}@v1", what, outputs / "picture.png")
+    run.table("rows", ["a"], [[1]])
+    run.image("picture", outputs / "picture.png")
+    for n in range(1, {LINES}):
+        run.log({{"n": n}})
+    run.summary({{"done": 1}})
+    made = time.monotonic() - began
+    ended = time.monotonic()
+print(made, time.monotonic() - ended)
+"""
+
+
 def begin(
-    outputs: Path, home: Path, half: int = 1, finish: float = 60, within: Sequence[str] = (), **environment: str
+    outputs: Path,
+    home: Path,
+    half: int = 1,
+    finish: float = 60,
+    within: Sequence[str] = (),
+    program: str = RUN,
+    **environment: str,
 ) -> subprocess.Popen[str]:
     """within: the command that the program is run by."""
     process = subprocess.Popen(
-        [*within, PYTHON, "-c", RUN, str(outputs), str(half), str(finish)],
+        [*within, PYTHON, "-c", program, str(outputs), str(half), str(finish)],
         env=clean_environment(home, **environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -79,18 +114,49 @@ def test_a_server_that_fails_costs_no_time_and_no_line(tmp_path, server):  # noq
     pytest.fail(f"started {asked - alone:.1f} s later")
 
 
-@pytest.mark.parametrize("how", ["gone", pytest.param("failing", marks=pytest.mark.crash), "refusing"])
+@pytest.mark.parametrize("how", ["gone", pytest.param("failing", marks=pytest.mark.crash), "refusing", "silent"])
 def test_a_server_that_is_lost_in_mid_run_leaves_the_record_whole(tmp_path, server, monkeypatch, how):  # noqa: F811
     """And the run is uploaded later, to its end, once."""
     process = begin(tmp_path, tmp_path, finish=FINISH_SECONDS, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     if how == "gone":
         server.shutdown()
         server.socket.close()
+    if how == "silent":  # it takes every connection and says nothing
+        server.silent.add("*")
     server.status = {"refusing": 403}.get(how, 500)
     _, closed, told = end(process, tmp_path)
     assert told["wandb"]["mode"] == "online" and closed < FINISH_SECONDS + 15
     assert told["wandb"]["uploaded"] is False
     assert uploaded_later(tmp_path, monkeypatch) == list(range(LINES))
+
+
+@pytest.mark.parametrize("how", ["failing", pytest.param("silent", marks=pytest.mark.crash)])
+def test_artifacts_that_the_server_does_not_take_hold_no_work_up(tmp_path, server, how):  # noqa: F811
+    """The rest of it goes on: only the run's end waits, and no longer than for anything else."""
+    getattr(server, how).add("CreateArtifact")
+    process = begin(tmp_path, tmp_path, finish=2, program=MAKES, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    made, closed, told = end(process, tmp_path)
+    assert made < 5 and closed < 2 + 10
+    assert [warning.partition(":")[0] for warning in told["warnings"]] == [STOPPED]
+
+
+def test_a_server_lost_before_artifacts_tables_and_pictures_costs_one_question(tmp_path, server):  # noqa: F811
+    """Which takes 5 s: then the mirror stops."""
+    process = begin(tmp_path, tmp_path, finish=2, program=MAKES, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    server.silent.add("*")
+    made, _, told = end(process, tmp_path)
+    assert made < 5 + 3
+    assert [warning.partition(":")[0] for warning in told["warnings"]] == [STOPPED]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert len((folder / "artifacts.jsonl").read_text().splitlines()) == 2
+    assert (folder / "tables" / "rows.jsonl").exists() and (folder / "images" / "picture.png").exists()
+
+
+def test_artifacts_are_put_into_registries_once_the_run_ends(tmp_path, server):  # noqa: F811
+    process = begin(tmp_path, tmp_path, program=MAKES, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    _, _, told = end(process, tmp_path)
+    assert told["warnings"] == [] and told["wandb"]["uploaded"] is True
+    assert len(server.named("FetchOrgInfoFromEntity")) == 2  # where the registry of an artifact is
 
 
 @pytest.mark.parametrize("half", [1, 2000])
