@@ -1,6 +1,6 @@
 """Requests made up from the server's own OpenAPI document: whatever is asked, the server answers and stays whole.
 
-With schemathesis installed 60 of them are tried; `--hypothesis-profile=fuzz` tries 1,000.
+60 of them, by schemathesis, which `make setup` installs; `make fuzz` tries 1,000.
 """
 
 from __future__ import annotations
