@@ -71,7 +71,7 @@ def test_a_server_that_takes_too_long_is_asked_again_up_to_six_times_in_a_row(na
     """Faults of the other kinds, six in a row, are in tests/models/test_remote.py: they take no time."""
 
     async def run() -> None:
-        async with client(server, timeout_seconds=0.3) as base:
+        async with client(server, timeout_seconds=faults.PATIENCE) as base:
             for row in range(1, 7):
                 server.faults, before = [faults.SLOW[kind]] * row, len(server.asked)
                 (told,) = await base.ask(Query(IDS, TOP))

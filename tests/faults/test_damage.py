@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,7 @@ READ: dict[str, Callable[[Kept, Path], object]] = {
 }
 
 
-def damages(files: list[Path], seed: str) -> Iterator[tuple[Path, str]]:
+def damages(files: list[Path], seed: str) -> Generator[tuple[Path, str]]:
     """Files in turn, damaged at random and whole again: which one, and how. A last line's end says nothing."""
     chance = random.Random(seed)
     for number in range(PLACES):
@@ -90,8 +91,10 @@ def damages(files: list[Path], seed: str) -> Iterator[tuple[Path, str]]:
         else:
             bit = 1 << chance.randrange(8)
             path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
-        yield path, f"{path.name} {'cut' if cut else f'bit {bit} flipped'} at {at} of {len(whole)}"
-        path.write_bytes(whole)
+        try:
+            yield path, f"{path.name} {'cut' if cut else f'bit {bit} flipped'} at {at} of {len(whole)}"
+        finally:  # also where a test fails here
+            path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("where", READ)
@@ -100,13 +103,14 @@ def test_every_damage_is_refused_and_the_file_is_named(kept, where, record_prope
     for path in files:
         READ[where](kept, path)
     missed = []
-    for path, how in damages(files, where):
-        try:
-            READ[where](kept, path)
-            missed.append(how)
-        except ProxytuneError as error:
-            if path.name not in str(error):
-                missed.append(f"{how}: {error}")
+    with closing(damages(files, where)) as each:
+        for path, how in each:
+            try:
+                READ[where](kept, path)
+                missed.append(how)
+            except ProxytuneError as error:
+                if path.name not in str(error):
+                    missed.append(f"{how}: {error}")
     record_property("refused", f"{PLACES - len(missed)} of {PLACES}")
     assert missed == []
 
@@ -114,20 +118,22 @@ def test_every_damage_is_refused_and_the_file_is_named(kept, where, record_prope
 def test_of_a_journal_a_torn_end_is_mended_and_any_other_damage_is_seen(kept):
     rows = Journal(kept.part).rows
     ends = [n for n, byte in enumerate(kept.part.read_bytes(), 1) if byte == ord("\n")]
-    for _, how in damages([kept.part], "part"):
-        cut = len(kept.part.read_bytes()) < ends[-1]
-        try:
-            left = Journal(kept.part).rows
-        except StorageError as error:
-            assert not cut and kept.part.name in str(error), how
-            continue
-        assert left == rows[: len(left)] and cut, how
+    with closing(damages([kept.part], "part")) as each:
+        for _, how in each:
+            cut = len(kept.part.read_bytes()) < ends[-1]
+            try:
+                left = Journal(kept.part).rows
+            except StorageError as error:
+                assert not cut and kept.part.name in str(error), how
+                continue
+            assert left == rows[: len(left)] and cut, how
 
 
 def test_a_checkpoint_with_any_damage_does_not_count(kept, record_property):
     assert is_complete(kept.checkpoint)
     files = [path for path in sorted(kept.checkpoint.iterdir()) if path.is_file()]
-    missed = [how for _, how in damages(files, "checkpoint") if is_complete(kept.checkpoint)]
+    with closing(damages(files, "checkpoint")) as each:
+        missed = [how for _, how in each if is_complete(kept.checkpoint)]
     record_property("refused", f"{PLACES - len(missed)} of {PLACES}")
     assert missed == [] and is_complete(kept.checkpoint)
 

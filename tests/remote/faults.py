@@ -13,6 +13,8 @@ from typing import Any
 
 from tests.remote.server import Fault, Handler
 
+PATIENCE, LONG = 1.0, 3.0  # seconds: enough for an honest answer on a busy machine, and of a slow fault
+
 
 def hangs_up(handler: Handler, reply: dict[str, Any]) -> None:
     handler.close_connection = True
@@ -42,7 +44,7 @@ def half_a_body(handler: Handler, reply: dict[str, Any]) -> None:
 
 
 def is_silent(handler: Handler, reply: dict[str, Any]) -> None:
-    time.sleep(0.6)
+    time.sleep(LONG)
     handler.close_connection = True
 
 
@@ -50,9 +52,9 @@ def drips(handler: Handler, reply: dict[str, Any]) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
-    for _ in range(12):
+    for _ in range(60):
         handler.wfile.write(b" ")
-        time.sleep(0.05)
+        time.sleep(LONG / 60)
     handler.close_connection = True
 
 

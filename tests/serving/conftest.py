@@ -120,7 +120,7 @@ def metric(url: str, line: str, **how: Any) -> float:
     """The value of one line of /metrics."""
     import httpx2
 
-    text = httpx2.get(f"{url}/metrics", **how).text
+    text = httpx2.get(f"{url}/metrics", **how, timeout=60).text
     return float(next(each for each in text.splitlines() if each.startswith(line + " ")).rpartition(" ")[2])
 
 

@@ -29,7 +29,7 @@ def keyed(house):
 
 @pytest.fixture(scope="module")
 def operations(keyed) -> dict:
-    document = httpx2.get(f"{keyed.url}/openapi.json", headers=HEADERS).json()
+    document = httpx2.get(f"{keyed.url}/openapi.json", headers=HEADERS, timeout=60).json()
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=keyed.url)
     return {found.ok().path: found.ok() for found in schema.get_all_operations()}
@@ -72,7 +72,7 @@ def test_requests_of_every_kind_are_answered_as_the_document_says(keyed, operati
     print(path, dict(found))
     assert sum(found.values()) >= count
     assert count < 50 or (found[200] > 20 and len(found) > 1)
-    assert httpx2.get(f"{keyed.url}/health").status_code == 200
+    assert httpx2.get(f"{keyed.url}/health", timeout=60).status_code == 200
     assert metric(keyed.url, "proxytune_failures_total", headers=HEADERS) == 0
     for model in ("base", STEERED):
         until(lambda model=model: metric(keyed.url, f'proxytune_rows{{model="{model}"}}', headers=HEADERS) == 0)

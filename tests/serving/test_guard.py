@@ -43,7 +43,7 @@ def test_a_key_guards_every_route_but_health(keyed):
     paths = {route.path.replace("{model}", "base") for route in keyed.app.routes}
     assert paths == {*ROUTES[:-1], *POSTS, "/health"}
     asked = [("GET", route) for route in ROUTES] + [("POST", route) for route in POSTS]
-    with httpx2.Client(base_url=keyed.url) as http:
+    with httpx2.Client(base_url=keyed.url, timeout=60) as http:
         for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}, {"Authorization": KEY}):
             for method, route in asked:
                 answer = http.request(method, route, headers=given)
@@ -58,9 +58,9 @@ def test_the_client_s_key_and_a_browser_s_password_are_the_key(keyed):
     with pytest.raises(openai.AuthenticationError):
         keyed.client("wrong").models.list()
     password = base64.b64encode(f"anyone:{KEY}".encode()).decode()
-    assert httpx2.get(keyed.url, headers={"Authorization": f"Basic {password}"}).status_code == 200
+    assert httpx2.get(keyed.url, headers={"Authorization": f"Basic {password}"}, timeout=60).status_code == 200
     for wrong in ("Basic x", "Basic " + base64.b64encode(b"anyone:").decode(), "Basic \u00fc"):
-        asked = httpx2.get(keyed.url, headers={"Authorization": wrong.encode("latin-1")})
+        asked = httpx2.get(keyed.url, headers={"Authorization": wrong.encode("latin-1")}, timeout=60)
         assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic")
 
 
@@ -76,9 +76,9 @@ def test_a_key_may_have_any_characters():
 def test_without_a_key_only_this_machine_s_own_names_are_answered(server):
     port = server.url.rpartition(":")[2]
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", "127.0.0.1"):
-        assert httpx2.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == 200
+        assert httpx2.get(f"{server.url}/v1/models", headers={"Host": host}, timeout=60).status_code == 200
     for host in ("rebound.example", f"127.0.0.1.example:{port}", "192.168.0.1", "", "[", "[x]", "]:80"):
-        assert httpx2.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == 403
+        assert httpx2.get(f"{server.url}/v1/models", headers={"Host": host}, timeout=60).status_code == 403
 
 
 def test_a_host_that_others_reach_needs_a_key():
@@ -94,13 +94,13 @@ def test_a_body_that_is_too_large_is_413_whether_or_not_it_says_so(keyed):
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     large = json.dumps({"model": "base", "prompt": "x" * 6000, "max_tokens": 1}).encode()
     for content in (large, (large[i : i + 1000] for i in range(0, len(large), 1000))):
-        answer = httpx2.post(f"{keyed.url}/v1/completions", content=content, headers=headers)
+        answer = httpx2.post(f"{keyed.url}/v1/completions", content=content, headers=headers, timeout=60)
         assert answer.status_code == 413 and "5000 bytes" in answer.json()["error"]["message"]
 
 
 def test_a_body_is_json_and_says_so(server):
     def post(content, kind="application/json"):
-        return httpx2.post(f"{server.url}/v1/completions", content=content, headers={"Content-Type": kind})
+        return httpx2.post(f"{server.url}/v1/completions", content=content, headers={"Content-Type": kind}, timeout=60)
 
     whole = b'{"model": "base", "prompt": "x", "max_tokens": 1}'
     assert post(whole, "application/json; charset=utf-8").status_code == 200
@@ -117,13 +117,13 @@ def test_unknown_routes_and_methods_have_openai_s_shape(server):
         ("GET", "/docs", 404),
         ("GET", "/redoc", 404),
     ):
-        answer = httpx2.request(method, server.url + path)
+        answer = httpx2.request(method, server.url + path, timeout=60)
         assert answer.status_code == status and set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_metrics_are_prometheus_s_text(server):
     server.client().completions.create(model=STEERED, prompt="x", max_tokens=3)
-    answer = httpx2.get(f"{server.url}/metrics")
+    answer = httpx2.get(f"{server.url}/metrics", timeout=60)
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     sample = r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [0-9.e+-]+'
     named = set()
@@ -172,8 +172,8 @@ def test_sigterm_lets_replies_end_takes_no_more_and_no_key_is_written_anywhere(h
         assert said[-1], "the server ended"
     url = said[-1].split()[-1]
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
-    httpx2.get(f"{url}/v1/models?key={KEY}", headers={"Authorization": f"Bearer {KEY}x"})
-    httpx2.post(f"{url}/v1/completions", headers={"Authorization": f"Bearer {KEY}"}, content=KEY)
+    httpx2.get(f"{url}/v1/models?key={KEY}", headers={"Authorization": f"Bearer {KEY}x"}, timeout=60)
+    httpx2.post(f"{url}/v1/completions", headers={"Authorization": f"Bearer {KEY}"}, content=KEY, timeout=60)
     stream = client.completions.create(
         model="base+qa@best", prompt="x", max_tokens=150, stream=True, extra_body={"min_tokens": 150, "alpha": 1}
     )

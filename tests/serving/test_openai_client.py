@@ -233,16 +233,19 @@ def test_ids_are_a_prompt_where_no_model_wants_a_chat_format(client, trio):
 
 def test_tokenize_gives_the_base_s_ids(server, trio):
     def post(**body):
-        return httpx2.post(f"{server.url}/tokenize", json=body).json()
+        return httpx2.post(f"{server.url}/tokenize", json=body, timeout=60).json()
 
     ids = trio.encode(ASKED)["base"]
     assert post(prompt=ASKED) == {"tokens": ids, "count": len(ids), "max_model_len": 2048}
     assert post(messages=[{"role": "user", "content": "Hi"}])["tokens"] == trio.encode("Hi\n")["base"]
 
 
-def test_a_full_queue_is_429_and_the_others_are_answered(house):
+def test_a_full_queue_is_429_and_the_others_are_answered(house, monkeypatch):
     settings = house.settings(decode=Decode(batch_size=1), queue=1, steering=[])
     with running(settings) as server:
+        engine, refusing = server.app.state.loop.engines["base"], threading.Event()
+        step = engine.step
+        monkeypatch.setattr(engine, "step", lambda: (step(), refusing.wait(60))[0])  # none ends before one is refused
         client, found = server.client(), []
         how = {"model": "base", "prompt": ASKED, "max_tokens": 200, "extra_body": {"min_tokens": 200}}
         threads = [
@@ -255,6 +258,7 @@ def test_a_full_queue_is_429_and_the_others_are_answered(house):
         with pytest.raises(openai.RateLimitError) as refused:
             client.completions.create(**how)
         assert refused.value.code == "queue_full" and refused.value.response.headers["retry-after"] == "1"
+        refusing.set()
         assert client.completions.create(model="expert", prompt=ASKED, max_tokens=2).usage.completion_tokens == 2
         for thread in threads:
             thread.join()
@@ -298,7 +302,10 @@ REFUSED = [
 def test_what_cannot_be_answered_is_refused_in_openai_s_shape(server, changes, status, said):
     body = {"model": "base", "prompt": "x", "max_tokens": 2, "temperature": 1} | changes
     answer = httpx2.post(
-        f"{server.url}/v1/completions", content=json.dumps(body), headers={"Content-Type": "application/json"}
+        f"{server.url}/v1/completions",
+        content=json.dumps(body),
+        headers={"Content-Type": "application/json"},
+        timeout=60,
     )
     error = answer.json()["error"]
     assert answer.status_code == status and said in error["message"]
@@ -318,7 +325,7 @@ def test_what_cannot_be_answered_is_refused_in_openai_s_shape(server, changes, s
 )
 def test_a_chat_that_asks_for_what_is_not_done_is_refused(server, changes, said):
     body = {"model": "base", "messages": [{"role": "user", "content": "x"}]} | changes
-    answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body)
+    answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]
 
 
@@ -344,7 +351,7 @@ def test_turns_that_the_expert_s_template_refuses_are_refused_in_one_line_where_
                 assert "\n" not in refused.value.body["message"]
             for model in ("base", "qa@best"):  # these read plain text
                 counted = ask(*messages, model=model).usage
-                asked = httpx2.post(f"{server.url}/tokenize", json={"model": model, "messages": messages})
+                asked = httpx2.post(f"{server.url}/tokenize", json={"model": model, "messages": messages}, timeout=60)
                 assert asked.json()["count"] == counted.prompt_tokens
 
 
@@ -381,6 +388,6 @@ def test_a_failure_amid_a_stream_is_told_in_it_and_the_next_request_is_answered(
         assert client.completions.create(model="base", prompt=ASKED, max_tokens=2).usage.completion_tokens == 2
         assert metric(server.url, "proxytune_failures_total") == 1
         server.app.state.loop.close()
-        assert httpx2.get(f"{server.url}/health").status_code == 503
+        assert httpx2.get(f"{server.url}/health", timeout=60).status_code == 503
         with pytest.raises(openai.InternalServerError, match="shutting down"):
             client.completions.create(model="base", prompt=ASKED, max_tokens=2)

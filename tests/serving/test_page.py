@@ -45,7 +45,7 @@ class Elements(HTMLParser):
 
 def test_the_page_is_three_small_files_that_name_no_other_place(server):
     for path, name in FILES.items():
-        answer = httpx2.get(server.url + path)
+        answer = httpx2.get(server.url + path, timeout=60)
         assert answer.text == TEXTS[name] and "default-src 'self'" in answer.headers["content-security-policy"]
         assert answer.headers["content-type"].split(";")[0] in ("text/html", "text/css", "text/javascript")
     assert sum(map(len, TEXTS.values())) < 25_000
