@@ -35,7 +35,7 @@ export HF_HUB_OFFLINE ?= 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz crash check expert doctor decode serve evaluate sweep analyze report score compare registry sync twin bench pretrain vllm-env clean clean-all
+.PHONY: help setup demo test cover fuzz crash check expert doctor decode serve evaluate sweep analyze report score compare registry sync twin bench pretrain vllm-env clean clean-all
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { n = split($$2, told, /  +/); \
@@ -103,6 +103,9 @@ pretrain: $(READY) ## pre-train the embedded family anew; hours on a CPU
 test: $(READY) ## the whole test suite, without a network                                 ARGS='-k name'
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+cover: $(READY) ## the suite with branch coverage of steering, settings, registry and files: at least 95%
+	$(VENV)/bin/python -m pytest --cov -n 2 --dist worksteal $(ARGS)
+
 fuzz: $(READY) ## the long form of the tests with random examples: 1,500 each; an hour and more
 	$(VENV)/bin/python -m pytest -n auto -m hypothesis --hypothesis-profile=fuzz $(ARGS)
 
@@ -121,7 +124,7 @@ vllm-env: ## vLLM's CPU build in an environment of its own (.vllm, 3.5 GB), for 
 	.vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 
 clean: ## remove caches and build folders; outputs/ and .venv/ stay
-	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find conf data pipelines proxytune tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-all: clean ## also remove .venv/; outputs/ stays, remove it yourself
