@@ -1,4 +1,7 @@
-"""Every test is offline, on one thread, and without anybody's W&B account. Set before a library reads it."""
+"""Every test is offline, on one thread, on a plain terminal and without anybody's W&B account.
+
+Set before a library reads it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,11 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "offline",
     "MPLBACKEND": "agg",
+    "NO_PROXY": "127.0.0.1,localhost,::1",
+    "no_proxy": "127.0.0.1,localhost,::1",
 }
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+    os.environ.pop(name, None)
 
 
 # A slow example is a busy machine, not a failure. The same ones are drawn each time, so that nobody's change fails for

@@ -197,7 +197,7 @@ def test_sigterm_lets_replies_end_takes_no_more_and_no_key_is_written_anywhere(h
 def test_replies_that_outlast_the_drain_are_told_so(house):
     """On this process's own main thread, with a signal of its own."""
     app = serve.assemble(house.settings(steering=[]), trios.find(house.settings()))
-    told = []
+    told, before = [], signal.getsignal(signal.SIGTERM)
 
     def ask(url: str) -> None:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -216,7 +216,7 @@ def test_replies_that_outlast_the_drain_are_told_so(house):
         serve.answer(app, listener, 0.1)
     asking.join(timeout=300)
     assert told == ["the server is shutting down"] and not app.state.loop.alive
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_cannot_be_served_is_one_line_before_a_model_is_loaded(house, tmp_path, monkeypatch):
