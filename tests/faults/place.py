@@ -137,6 +137,7 @@ class Place:
         killed, before = self.run(arguments, **how)
         if killed.code == 0:
             return None
+        assert killed.code == -9, killed.err
         again, after = self.run(arguments)
         if again.code not in COMMANDS[name].again:
             return Resumed([f"the second run ended with {again.code}: {again.err[-800:]}"])

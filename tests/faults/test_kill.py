@@ -42,6 +42,7 @@ def test_a_kill_at_a_write_loses_nothing_and_changes_nothing(place: Place, name,
     whole = place.whole(name)
     found = {f"{at} {whole.ended.seen[at - 1]}": at for at in points(whole)}
     done = {where: place.killed_and_run_again(name, whole, at=at) for where, at in found.items()}
+    assert [where for where, one in done.items() if not one] == [], "no kill came there"
     tell(record_property, {where: one for where, one in done.items() if one})
 
 

@@ -200,9 +200,9 @@ CANARIES = {
 } | {"WANDB_API_KEY": "c" * 36 + "a11y"}
 
 
-def test_no_key_reaches_a_file_a_message_or_a_command_line(place, monkeypatch):
+def test_no_key_reaches_a_file_a_message_or_a_command_line(place, monkeypatch, tmp_path):
     """Stages with keys in their environment and all loggers at debug; and an error, with its traceback."""
-    loud = "import logging; logging.basicConfig(level=logging.DEBUG);"
+    loud = f"import logging, tempfile; logging.basicConfig(level=logging.DEBUG); tempfile.tempdir = {str(tmp_path)!r};"
     shown = []
     place.reset("empty")
     offline = CANARIES | {"WANDB_MODE": "offline"}
@@ -213,7 +213,8 @@ def test_no_key_reaches_a_file_a_message_or_a_command_line(place, monkeypatch):
             ended, _ = place.run([*words, *["tracker=wandb"] * (stage in tracked)], program=loud, **offline)
             assert ended.code == 0, ended.err
             shown += [ended.out, ended.err]
-    assert any("wandb" in line for line in lines)  # so it was looked at while there was something to see
+    # so it was looked at while there was something to see: W&B's own process, of these stages
+    assert any("wandb" in line and str(tmp_path) in line for line in lines)
     shown += lines
     bug = "from proxytune.stages import decode; decode.read_prompts = None;"
     ended, _ = place.run(place.words("decode"), program=loud + bug, **offline)
@@ -244,6 +245,9 @@ def test_a_key_in_a_setting_s_place_is_not_repeated(tmp_path):
     assert done.returncode == 2 and "hunter22" not in done.stderr + done.stdout
 
 
+SILENT = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI")  # each keeps the library quiet
+
+
 @pytest.mark.parametrize(("given", "count"), [(None, 0), ("1", 0), ("0", 1)])
 def test_no_library_tells_the_hub_that_it_is_used_unless_the_user_wants_it(given, count):
     """TRL's trainers do it in these very words. With a `0` of the user's own it arrives, so the test can fail."""
@@ -254,7 +258,7 @@ _telemetry.send_telemetry("trl/trainer", library_name="trl", user_agent={"traine
 _telemetry._TELEMETRY_QUEUE.join()
 """
     with Hub() as hub:
-        known = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_DISABLE_TELEMETRY", "CI")}
+        known = {key: value for key, value in os.environ.items() if key not in SILENT}
         chosen = {} if given is None else {"HF_HUB_DISABLE_TELEMETRY": given}
         environment = known | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)} | chosen
         done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

@@ -41,7 +41,7 @@ NEEDED = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: code is -9 after a kill, as subprocess has it; seen: its writes, if it lived.
+    """How a run ended: code is -9 after a kill, as subprocess has it, -6 after a hang; seen: its writes, if it lived.
 
     seconds: of a processor, so that a busy machine does not count. wall: by the clock.
     """
@@ -109,6 +109,9 @@ def serve() -> None:
             if child == 0:
                 _child(job, values, Path(folder))
             code, seconds, wall = _wait(child, job["after"])
+            if code < 0:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child, signal.SIGKILL)  # what it had started would go on in the folder
             told = Path(folder, "told")
             known: dict[str, Any] = json.loads(told.read_text()) if told.exists() else {"seen": [], "modules": []}
             out, err = (Path(folder, name).read_text("utf-8", "replace") for name in ("out", "err"))
@@ -125,7 +128,7 @@ def _wait(child: int, after: float) -> tuple[int, float, float]:
         if done:
             return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, time.monotonic() - began
         if time.monotonic() - began > limit:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL if after else signal.SIGABRT)  # a hang is not the kill that a test wants
             limit = float("inf")
         time.sleep(0.002)
 
@@ -157,6 +160,7 @@ def _run(arguments: list[str], values: dict[str, Any] | None) -> int:
 
 def _child(job: dict[str, Any], values: dict[str, Any] | None, folder: Path) -> None:
     code = 70
+    os.setpgid(0, 0)
     try:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)

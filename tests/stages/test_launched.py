@@ -33,7 +33,7 @@ expert.run(Expert.model_validate_json({settings!r}))
 def killed_after(step: int, settings: Expert, warm) -> None:
     """The training in a process of its own, which is killed once the checkpoint of that step is complete."""
     told = {"outputs": str(settings.outputs), "step": step, "settings": settings.model_dump_json()}
-    done = warm.run([], program=PROGRAM.format(**told), after=300)
+    done = warm.run([], program=PROGRAM.format(**told))
     assert done.code == -signal.SIGKILL, f"it ended before it could be killed: {done.err}"
 
 
