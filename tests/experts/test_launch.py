@@ -217,6 +217,12 @@ def test_a_rank_that_comes_up_after_its_command_has_gone_does_nothing(tmp_path):
     assert ended == {"new": 0, "old": -signal.SIGKILL}
 
 
+def waited_for(lock: Path) -> bool:
+    """Whether somebody stands before this lock, as Linux lists them."""
+    waiting = [line for line in Path("/proc/locks").read_text().splitlines() if "->" in line]
+    return any(f":{lock.stat().st_ino} " in line for line in waiting)
+
+
 @pytest.mark.slow
 def test_no_command_begins_before_the_ranks_of_a_killed_one_are_dead(tmp_path):
     """Ranks that do not come to their turn, as on a busy machine, and then see a command that lives: not theirs."""
@@ -229,10 +235,12 @@ def test_no_command_begins_before_the_ranks_of_a_killed_one_are_dead(tmp_path):
     seen: list[int] = []
     with ThreadPoolExecutor() as pool:
         following = pool.submit(spread, tmp_path / "run", "work", lambda step, values: seen.append(step))
-        time.sleep(1)
-        assert not following.done() and json.loads((tmp_path / "run" / ranks.SETTINGS).read_text()) == {"do": "sleep"}
+        until = time.monotonic() + 60
+        while not (waits := waited_for(ranks.lived(tmp_path / "run"))) and time.monotonic() < until:
+            time.sleep(0.02)
+        told = json.loads((tmp_path / "run" / ranks.SETTINGS).read_text())
         for pid in found:
             os.kill(pid, signal.SIGCONT)
         following.result(300)
-    assert len(seen) == 3
+    assert waits and told == {"do": "sleep"} and len(seen) == 3
     assert_gone(found)
