@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from proxytune.errors import SettingsError
 from proxytune.evaluation.benchmarks import humaneval
 from proxytune.evaluation.sandbox import MEGABYTE, Box, Limits, Server, run
+from tests.evaluation import isolation
 
 ROOT = Path(__file__).resolve().parents[2]
 BOX = Box(Limits(cpu_seconds=1, wall_seconds=2.5, memory=256 * MEGABYTE, disk=8 * MEGABYTE))
@@ -29,13 +29,10 @@ WRONG = "    return 0\n"
 def server():
     """One server that all programs of a test share, so that a program that harms it is seen in the next."""
     made = Server(BOX)
-    try:
-        made.run("")
-    except SettingsError as error:
-        made.close()
-        pytest.skip(str(error))
-    yield made
-    made.close()
+    with contextlib.closing(made):
+        with isolation.or_skip():
+            made.run("")
+        yield made
 
 
 def processes(server: Server) -> list[int]:
@@ -286,10 +283,8 @@ def test_a_right_function_passes_and_a_wrong_one_tells_why(unharmed):
 
 
 def run_or_skip(programs, box=BOX, workers=1):
-    try:
+    with isolation.or_skip():
         return run(programs, box, workers)
-    except SettingsError as error:
-        pytest.skip(str(error))
 
 
 def test_results_come_in_the_programs_order_whatever_runs_beside():
@@ -314,10 +309,8 @@ def test_an_interpreter_that_is_none_is_refused():
 
 def test_a_lost_server_fails_its_program_only():
     server = Server(BOX)
-    try:
+    with isolation.or_skip():
         server.run("")
-    except SettingsError as error:
-        pytest.skip(str(error))
     assert server.process is not None
     server.process.kill()
     assert "lost" in server.run("pass").output and server.run("pass").status == "passed"
@@ -354,10 +347,7 @@ def test_a_user_without_privileges_has_the_same_sandbox(server):
 
 
 def test_limits_alone_hold_a_program_to_time_memory_and_processes():
-    python = "/usr/bin/python3" if os.geteuid() == 0 else sys.executable
-    if not shutil.which(python):
-        pytest.skip(f"{python} is needed: one that an unprivileged user can read")
-    server = Server(Box(BOX.limits, "limits", python))
+    server = Server(Box(BOX.limits, "limits", isolation.anybodys_python()))
     daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(60)\n"
     for program, status in {
         "import json\nassert 1": "passed",

@@ -14,6 +14,7 @@ from proxytune.errors import DataError, ModelError, SettingsError
 from proxytune.files import read_jsonl
 from proxytune.settings import Benchmark, Fields, Judge, Score, load
 from proxytune.stages import score
+from tests.evaluation import isolation
 from tests.evaluation.test_judges import Api
 from tests.tasks.test_row_files import written
 
@@ -328,10 +329,8 @@ def test_humaneval_s_own_solutions_pass_and_others_do_not(problems, tmp_path, ca
         for completion in (row["canonical_solution"], "    return None\n"):
             lines.append({"task_id": row["task_id"], "completion": completion})
     file = written(tmp_path / "p.jsonl", *lines)
-    try:
+    with isolation.or_skip():
         found = run(file, "humaneval", rows=path, allow_code=True, outputs="trimmed", workers=2)
-    except SettingsError as error:
-        pytest.skip(str(error))
     assert (found["n"], found["outputs"], found["pass@1"]) == (12, 24, 0.5)
     assert found["sandbox"] == "isolated" and found["ended"] == {"passed": 12, "failed": 12}
 
@@ -340,10 +339,8 @@ def test_samples_may_stand_in_one_line(problems, tmp_path):
     path, rows = problems
     several = [rows[0]["canonical_solution"], "    return None", rows[0]["canonical_solution"]]
     file = written(tmp_path / "p.jsonl", {"task_id": rows[0]["task_id"], "output": several})
-    try:
+    with isolation.or_skip():
         found = run(file, "humaneval", rows=path, allow_code=True, outputs="trimmed", workers=1)
-    except SettingsError as error:
-        pytest.skip(str(error))
     assert found["pass@1"] == pytest.approx(2 / 3) and found["outputs"] == 3
 
 
@@ -364,10 +361,8 @@ def test_ds1000_is_scored_by_library(tmp_path):
         {"lib": "Pandas", "problem_id": 1, "output": ["x = 5", "x = 4"]},
         {"lib": "Numpy", "problem_id": 0, "output": ["x = 1 + 2\n</code> so", "```python\nx = 3\n```"]},
     ]
-    try:
+    with isolation.or_skip():
         found = run(written(tmp_path / "p.jsonl", *lines), "ds1000", rows=path, allow_code=True, workers=1)
-    except SettingsError as error:
-        pytest.skip(str(error))
     by_library = {name: part["pass@1"] for name, part in found["by_library"].items()}
     assert found["pass@1"] == 0.5 and by_library == {"Pandas": 0.25, "Numpy": 1.0}
     by_id = written(tmp_path / "q.jsonl", {"id": 2, "code": "x = 3"})
