@@ -42,8 +42,8 @@ def _acting(hydra: DictConfig) -> Iterator[str]:
         if hydra[name] and hydra[name].get("root") is not None:  # else nothing of it is looked at
             yield f"hydra.{name}"
     for name in ("launcher", "sweeper"):  # their own class must be a plugin of Hydra, which sees to that itself
-        values: Any = OmegaConf.to_container(hydra[name], resolve=True)
-        if any(_makes(value) for value in values.values()):
+        values: Any = OmegaConf.to_container(hydra[name], resolve=True) if hydra[name] else {}
+        if any(map(_makes, values.values())):
             yield f"_target_ below hydra.{name}"
 
 

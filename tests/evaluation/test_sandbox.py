@@ -176,6 +176,7 @@ CALLS = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
         "os.symlink('/proc/1/root', 'out')\nos.listdir('out')",
         "os.link('/usr/bin/env', 'env')",
         "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))",
+        "import socket\nsocket.socket(40, socket.SOCK_STREAM)",  # vsock: to the host of a virtual machine
         "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).bind((0, 0))\nassert os.listdir('/sys')",
     ],
 )
@@ -187,6 +188,7 @@ def test_what_no_limit_counts_and_what_lies_outside_is_refused(call, unharmed):
 def test_threads_and_subprocesses_still_run(unharmed):
     plain = "import subprocess, sys, threading\ndone = []\nthread = threading.Thread(target=done.append, args=(1,))\n"
     plain += "thread.start()\nthread.join()\nassert done == [1]\n"
+    plain += "import socket\nfor family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6): socket.socket(family)\n"
     ran = unharmed.run(plain + "assert subprocess.run([sys.executable, '-c', 'print(3)'], capture_output=True).stdout")
     assert ran.status == "passed", ran.output
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from proxytune.errors import ProxytuneError
 from proxytune.evaluation import judges
@@ -28,7 +29,21 @@ from tests.experts.hub_server import Hub, Repo, as_the_hub
 from tests.models.tiny_family import save_llama, tokenizer
 from tests.tracking.surroundings import ROOT, command_lines
 
-HARM = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n"
+HARM = """
+import pathlib
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+pathlib.Path({!r}).touch()
+
+class HarmConfig(LlamaConfig):
+    model_type = "harm"
+
+class Harm(LlamaForCausalLM):
+    config_class = HarmConfig
+
+class HarmTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
 TURNS = [{"role": "user", "content": "hello"}]
 
 
@@ -90,24 +105,45 @@ def test_a_model_whose_files_name_other_weights_is_refused(folder, name, written
     assert f"{folder} " in refused(load_model, ModelRef(model=str(folder)))
 
 
-def test_code_beside_a_model_is_not_run(folder, monkeypatch):
-    """Not even where whoever sits at the terminal would allow it."""
+@pytest.fixture
+def harm(folder, tmp_path, monkeypatch) -> Path:
+    """What the model of `folder`, with code of its own, leaves behind if that is run. The terminal would allow it."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    (folder / "harm.py").write_text(HARM + "class Harm: pass\n")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (folder / "harm.py").write_text(HARM.format(str(tmp_path / "ran")))
+    code = {"AutoConfig": "harm.HarmConfig", "AutoModelForCausalLM": "harm.Harm"}
+    change(folder / "config.json", model_type="harm", auto_map=code)
     change(
-        folder / "config.json",
-        model_type="harm",
-        auto_map={"AutoConfig": "harm.Harm", "AutoModelForCausalLM": "harm.Harm"},
+        folder / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": [None, "harm.HarmTokenizer"]},
+        tokenizer_class="HarmTokenizer",
     )
-    change(
-        folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["harm.Harm", "harm.Harm"]}, tokenizer_class="Harm"
-    )
+    return tmp_path / "ran"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda folder: load_model(ModelRef(model=folder)),
+        lambda folder: load_tokenizer(ModelRef(model=folder)),  # its own code apart, it may be an ordinary one
+        lambda folder: describe(ModelRef(model=folder)),
+        lambda folder: judges.classify(folder, ["x"], " yes", 1),
+    ],
+    ids=["model", "tokenizer", "description", "judge"],
+)
+def test_code_beside_a_model_is_not_run(use, folder, harm):
+    """Not even where whoever sits at the terminal would allow it."""
+    with contextlib.suppress(ProxytuneError):
+        use(str(folder))
+    assert not harm.exists()
+
+
+def test_code_beside_a_model_is_refused_in_one_line_and_would_run_elsewhere(folder, harm):
     assert str(folder) in refused(load_model, ModelRef(model=str(folder)))
-    with contextlib.suppress(ProxytuneError):  # its own code apart, it may be an ordinary one
-        load_tokenizer(ModelRef(model=str(folder)))
-    assert describe(ModelRef(model=str(folder))).config is None
     assert str(folder) in refused(judges.classify, str(folder), ["x"], " yes", 1)
-    assert not (folder / "ran").exists()
+    AutoModelForCausalLM.from_pretrained(str(folder))
+    assert harm.exists(), "the terminal's yes"
 
 
 @pytest.mark.parametrize("size", [1 << 40, (1 << 63) + 5, 100_000_001, 0])
