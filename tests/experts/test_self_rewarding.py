@@ -155,7 +155,7 @@ def test_judging_is_learnt_from_replies_whose_worth_is_known():
         ([], "must be an object"),
         ({"instruction": "a", "response": "\ud800", "score": 1}, "the row holds half a character"),
         ({"instruction": "a", "score": 1}, "there is no response"),
-        ({"instruction": "a", "response": "b", "score": 1, "reason": "\ud800"}, "the reason holds half a character"),
+        ({"instruction": "a", "response": "b", "score": 1, "reason": "\ud800"}, "the row holds half a character"),
         ({"instruction": "a", "response": "b", "score": 6}, "from 0 to 5"),
         ({"instruction": "a", "response": "b", "score": "good"}, "the score is 'good'"),
         ({"instruction": "a", "response": "b", "score": "nan"}, "from 0 to 5"),
