@@ -115,6 +115,31 @@ def test_every_damage_is_refused_and_the_file_is_named(kept, where, record_prope
     assert missed == []
 
 
+@pytest.mark.crash
+@pytest.mark.parametrize("where", ["registry/qa/aliases.json", "registry/qa/counter.json", "figures.json"])
+def test_every_bit_and_every_cut_of_a_small_file_is_seen(kept, where, record_property):
+    path = kept.outputs / where
+    whole = path.read_bytes()
+    text = whole.removesuffix(b"\n")  # a last line's end says nothing
+    damaged = [text[:at] for at in range(len(text))]
+    damaged += [
+        text[:at] + bytes([text[at] ^ 1 << bit]) + text[at + 1 :] for at in range(len(text)) for bit in range(8)
+    ]
+    missed = []
+    try:
+        for changed in damaged:
+            path.write_bytes(changed)
+            try:
+                READ[where](kept, path)
+                missed.append(changed)
+            except ProxytuneError as error:
+                assert path.name in str(error)
+    finally:
+        path.write_bytes(whole)
+    record_property("refused", f"{len(damaged) - len(missed)} of {len(damaged)}")
+    assert missed == []
+
+
 def test_of_a_journal_a_torn_end_is_mended_and_any_other_damage_is_seen(kept):
     rows = Journal(kept.part).rows
     ends = [n for n, byte in enumerate(kept.part.read_bytes(), 1) if byte == ord("\n")]

@@ -69,7 +69,7 @@ def test_a_full_disk_is_told_alike_whoever_wrote(error):
     assert failure.code == 7 and failure.text.startswith("proxytune: no space left on the disk")
 
 
-@pytest.mark.parametrize("room", [32, 100])
+@pytest.mark.parametrize("room", [32, 100, *(pytest.param(room, marks=pytest.mark.crash) for room in (16, 64, 160))])
 def test_without_memory_to_load_a_model_it_stops_with_a_line_and_leaves_all_as_it_was(place: Place, room):
     """Less than the weights take, and less than they and their copy do."""
     large = save_llama(place.given / "large", seed=3, hidden=1024, rows=2112)  # 84 MB
