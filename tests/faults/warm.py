@@ -174,7 +174,8 @@ def _child(job: dict[str, Any], values: dict[str, Any] | None, folder: Path) -> 
         code = _run(job["arguments"], values) if job["arguments"] else 0
         sys.stdout.flush()
         writes.root = "/nowhere"
-        (folder / "told").write_text(json.dumps({"seen": writes.seen, "modules": list(sys.modules)}))
+        (folder / "telling").write_text(json.dumps({"seen": writes.seen, "modules": list(sys.modules)}))
+        (folder / "telling").rename(folder / "told")  # whole, or a kill came before
     except BaseException:
         import traceback
 
