@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,7 +160,7 @@ class Mirror:
         if self.mode == "offline":
             _forget()
             written = list(folder.glob("run-*.wandb"))
-            if not written or any(whole(file) != file.stat().st_size for file in written):
+            if not written or not all(is_whole(file) for file in written):
                 _tell(f"W&B could not write all of a run to {folder}: is the disk full? Its record is whole")
                 raise OSError(f"the end of the run is missing in {folder}")
 
@@ -181,16 +181,32 @@ def _refused(folder: Path) -> bool:
 
 def whole(file: Path) -> int:
     """Bytes up to the end of the last whole record: what a kill or a full disk cut off lies behind it."""
-    data, place, end = file.read_bytes(), HEADER, HEADER
+    return max((end for end, _ in _records(file)), default=HEADER)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether nothing was cut off: a disk can be full just where a record ends, so the run's end must be there too."""
+    from wandb.proto.wandb_internal_pb2 import Record  # ty: ignore[missing-module-member]
+
+    records = list(_records(file))
+    told_end = any(Record.FromString(record).HasField("exit") for _, record in records)
+    return told_end and records[-1][0] == file.stat().st_size
+
+
+def _records(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Each whole record of a run's file, and where it ends."""
+    data, place, record = file.read_bytes(), HEADER, b""
     while True:
         if (left := BLOCK - place % BLOCK) < HEADER:  # of a part as well: checksum, length, kind
             place += left
         if place + HEADER > len(data):
-            return end
+            return
         length, kind = struct.unpack_from("<HB", data, place + 4)
+        record += data[place + HEADER : place + HEADER + length]
         place += HEADER + length
         if place <= len(data) and kind in (1, 4):  # a record in one part, or its last one
-            end = place
+            yield place, record
+            record = b""
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:

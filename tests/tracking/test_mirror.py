@@ -78,6 +78,21 @@ def test_offline_run_reads_back_whole(mirrored):
     assert kinds(records, "exit")[0].get("exit_code", 0) == 0
 
 
+def test_a_run_cut_just_where_a_record_ends_is_not_whole(mirrored, tmp_path):
+    """As a full disk can cut it: nothing is torn, only the rest is missing."""
+    (file,) = mirrored.outputs.glob(f"wandb/offline-run-*/run-{mirrored.run('full').name}.wandb")
+    data, cut = file.read_bytes(), tmp_path / "run.wandb"
+    ends, size = [], len(data)
+    while size > mirror.HEADER:
+        cut.write_bytes(data[:size])
+        assert mirror.whole(cut) == size and mirror.is_whole(cut) is (size == len(data))
+        cut.write_bytes(data[: size - 1])
+        ends, size = [*ends, size], mirror.whole(cut)
+    assert len(ends) == len(mirrored.records("full"))
+    cut.write_bytes(data + b"\0")
+    assert not mirror.is_whole(cut)
+
+
 def test_runs_of_one_process_are_runs_of_their_own(mirrored):
     files = list((mirrored.outputs / "wandb").glob("offline-run-*/run-*.wandb"))
     assert {file.stem.removeprefix("run-") for file in files} == {
