@@ -31,6 +31,16 @@ settings.register_profile("fuzz", deadline=None, max_examples=1500)
 settings.load_profile("short")
 
 
+@pytest.fixture(autouse=True)
+def no_rest_of_wandb():
+    """An upload in a test's own process leaves variables, such as where W&B's process is, for later tests to use."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("WANDB")}
+    yield
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        del os.environ[name]
+    os.environ.update(kept)
+
+
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory):
     """A process that has imported everything, for what must run, or be killed, in a process of its own."""
