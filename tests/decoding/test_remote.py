@@ -264,13 +264,14 @@ def test_a_fault_of_one_reply_ends_it_alone():
 
 
 def test_faults_on_the_way_change_no_token():
-    mix, requests = mixture(), asked(5)
+    """Whichever row meets them: one that is quick may meet all."""
+    mix, requests, passing = mixture(), asked(5), [*faults.PASSING.values()]
     with serving("llamacpp") as server:
         calm = run(engine(server, mix), requests)
-        server.faults = [*faults.PASSING.values()]
-        remote = engine(server, mix)
+        server.faults = passing.copy()
+        remote = engine(server, mix, retries=len(passing))
         assert [r.token_ids for r in run(remote, requests)] == [r.token_ids for r in calm]
-        assert remote.base.spent.retries == len(faults.PASSING)
+        assert remote.base.spent.retries == len(passing)
 
 
 def test_a_run_that_is_left_early_closes_its_connections():

@@ -49,6 +49,7 @@ class Server(ThreadingHTTPServer):
         self.lie: Callable[[dict[str, Any], dict[str, Any]], Any] = lambda reply, body: reply
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.one_at_a_time = threading.Lock()
         self.connections = 0
         self.chosen_now: dict[int, bool] = {}  # by thread: whether the request that is being answered asks for ids
         self.mixed = False  # whether requests for ids and for the best scores were ever answered together
@@ -181,7 +182,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.server.connections += 1
+        with self.server.one_at_a_time:
+            self.server.connections += 1
 
     def do_GET(self) -> None:
         if self.path in self.server.down:
@@ -210,7 +212,9 @@ class Handler(BaseHTTPRequestHandler):
         status, reply = self.server.answer(body)
         self.server.mixed |= len(set(self.server.chosen_now.values())) > 1
         self.server.chosen_now.pop(threading.get_ident())
-        if fault := self.server.faults.pop(0) if self.server.faults else self.server.luck():
+        with self.server.one_at_a_time:
+            fault = self.server.faults.pop(0) if self.server.faults else self.server.luck()
+        if fault:
             return fault(self, reply)
         self.reply(status, self.server.lie(reply, body) if status == 200 else reply)
 
