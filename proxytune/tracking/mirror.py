@@ -58,7 +58,7 @@ def open_mirror(tracker: Tracker, outputs: Path, *, run_id: str, **described: An
                 _forget()
         lost[:] = [reason]
     _tell(f"W&B is offline ({reason}): runs are kept in {folder}, `make sync` uploads them")
-    return Mirror(_init("offline", options))
+    return Mirror(_init("offline", options, INIT_SECONDS))
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def _lost(url: str, key: str | None) -> list[str]:
     return []
 
 
-def _init(mode: Literal["online", "offline"], options: dict[str, Any], seconds: float = INIT_SECONDS) -> Any:
+def _init(mode: Literal["online", "offline"], options: dict[str, Any], seconds: float) -> Any:
     import wandb
 
     settings = wandb.Settings(

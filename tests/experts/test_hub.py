@@ -16,8 +16,10 @@ import yaml
 from pipelines import exits
 from pipelines import registry as command_line
 from proxytune.errors import RegistryError, SettingsError
+from proxytune.experts import hub as hub_module
 from proxytune.experts.card import card
 from proxytune.experts.registry import Registry
+from proxytune.models import online
 from tests.experts.hub_server import TOKEN, Hub, as_the_hub
 from tests.experts.test_archive import FILES, TENSORS, publish, told
 
@@ -37,6 +39,7 @@ def command(hub, tmp_path, monkeypatch, capsys):
 
     def run(place: str, *arguments: str, token: str = TOKEN, url: str = hub.url, offline: bool = False):
         monkeypatch.setenv("HF_TOKEN", token)
+        monkeypatch.setattr(hub_module, "answers", lambda address: online.answers(address, 60))  # of a busy machine
         as_the_hub(monkeypatch, url, tmp_path / "cache" / place, offline)
         try:
             code, told = command_line.main([*arguments, "--outputs", str(tmp_path / place)]), ""

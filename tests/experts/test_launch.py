@@ -180,6 +180,7 @@ def running(pid: int) -> bool:
 def sleeping(folder: Path) -> subprocess.Popen[bytes]:
     """A command whose ranks sleep."""
     program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's `&` has it ignored
         "import sys; from pathlib import Path; from tests.experts.test_launch import launch, spread; "
         "launch.devices = lambda: 0; spread(Path(sys.argv[1]), 'sleep')"  # torch need not be asked
     )
@@ -187,7 +188,6 @@ def sleeping(folder: Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", program, str(folder)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

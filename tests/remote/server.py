@@ -210,9 +210,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.headers.append(dict(self.headers))
         self.server.chosen_now[threading.get_ident()] = bool(body.get("logprob_token_ids"))
         status, reply = self.server.answer(body)
-        self.server.mixed |= len(set(self.server.chosen_now.values())) > 1
-        self.server.chosen_now.pop(threading.get_ident())
         with self.server.one_at_a_time:
+            self.server.mixed |= len(set(self.server.chosen_now.values())) > 1
+            self.server.chosen_now.pop(threading.get_ident())
             fault = self.server.faults.pop(0) if self.server.faults else self.server.luck()
         if fault:
             return fault(self, reply)

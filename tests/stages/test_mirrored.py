@@ -17,6 +17,7 @@ from tests.tracking.surroundings import clean_environment
 
 PROGRAM = (
     "import os; from proxytune import settings; from proxytune.stages import expert, sweep\n"
+    "from proxytune.tracking import mirror; mirror.INIT_SECONDS = mirror.FINISH_SECONDS = 120.0\n"
     "os.environ.clear(); os.environ.update({environment!r})\n"
     "expert.run(settings.Expert.model_validate_json({expert!r}))\n"
     "sweep.run(settings.Sweep.model_validate_json({sweep!r}))\n"

@@ -46,7 +46,7 @@ def same_weights(one, other) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", ["none", pytest.param("lora", marks=pytest.mark.crash)])
 def test_split_weights_train_as_one_process_does_with_twice_the_accumulation_also_when_killed(place, sharded, peft):
-    shape, fields = {"name": peft}, FIELDS | {"max_steps": 20, "save_steps": 4}
+    shape, fields = {"name": peft}, FIELDS | {"max_steps": 20, "save_steps": 4, "save_total_limit": 9}
     alone = expert.run(place.settings(Expert, peft=shape, method=fields | {"gradient_accumulation_steps": 2}))
     both = place.settings(Expert, name="both", peft=shape, method=fields, launch={"name": "fsdp2"})
 
