@@ -9,6 +9,7 @@ import os
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -24,6 +25,8 @@ for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
     os.environ.pop(name, None)
 
 
+# Else it would take examples from the constants of whichever modules tests before this one had imported.
+providers._get_local_constants = lambda: providers._local_constants
 # A slow example is a busy machine, not a failure. The same ones are drawn each time, so that nobody's change fails for
 # what it has not touched; `make fuzz`, the long form of every test with examples, draws others.
 settings.register_profile("short", deadline=None, max_examples=25, derandomize=True)

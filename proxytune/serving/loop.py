@@ -111,8 +111,7 @@ class Loop:
                 raise Busy
             for name, count in asked.items():
                 self.open[name] += count
-        for job in jobs:
-            self.inbox.put(partial(self._start, job))
+        self.inbox.put(partial(self._start, jobs))  # as one, so that no round begins with some of them
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Nobody waits for these any more; those that have ended are let be."""
@@ -161,16 +160,18 @@ class Loop:
                 return
             message()
 
-    def _start(self, job: Job) -> None:
-        if self.closed:
-            return self._end(job, Closed())
-        engine = self.engines[job.engine]
-        try:
-            job.handle = engine.submit(job.request)
-        except Exception as error:
-            return self._end(job, error)
-        job.pieces = Pieces(job.request.limits, engine.tokenizer)
-        self.jobs[job.engine][job.handle] = job
+    def _start(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            engine = self.engines[job.engine]
+            try:
+                if self.closed:
+                    raise Closed
+                job.handle = engine.submit(job.request)
+            except Exception as error:
+                self._end(job, error)
+                continue
+            job.pieces = Pieces(job.request.limits, engine.tokenizer)
+            self.jobs[job.engine][job.handle] = job
 
     def _cancel(self, job: Job) -> None:
         if not job.ended:

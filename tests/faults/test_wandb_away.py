@@ -46,7 +46,8 @@ from tests.tracking.recorded_runs import start
 from proxytune.tracking import mirror
 import wandb
 from PIL import Image
-mirror.LINK_SECONDS, mirror.FINISH_SECONDS = 1.0, float(sys.argv[3])
+mirror.FINISH_SECONDS = float(sys.argv[3])
+mirror.LINK_SECONDS = mirror.FINISH_SECONDS / 2
 outputs = Path(sys.argv[1])
 Image.new("RGB", (1, 1)).save(outputs / "picture.png")
 with start(outputs, "one") as run:

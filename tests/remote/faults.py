@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.remote.server import Fault, Handler
 
-PATIENCE, LONG = 1.0, 3.0  # seconds: enough for an honest answer on a busy machine, and of a slow fault
+PATIENCE, LONG = 2.5, 5.0  # seconds: enough for an honest answer on a busy machine, and of a slow fault
 
 
 def hangs_up(handler: Handler, reply: dict[str, Any]) -> None:

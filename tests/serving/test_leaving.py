@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from contextlib import contextmanager
@@ -57,7 +58,8 @@ def test_a_client_that_leaves_frees_its_place_within_a_second(narrow):
     assert metric(narrow.url, written) - said < 3 * 1900
 
 
-def test_a_client_that_leaves_while_it_sends_its_body_is_no_failure(narrow, caplog):
+def test_a_client_that_leaves_while_it_sends_its_body_is_no_failure(narrow, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
     with socket.create_connection(("127.0.0.1", urlsplit(narrow.url).port)) as link:
         head = "POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99"
         link.sendall(f"{head}\r\n\r\n{{".encode())

@@ -118,8 +118,9 @@ def test_a_cancelled_request_is_not_heard_of_again_and_the_next_takes_its_place(
     loop.submit([after.job])
     assert after.text == alone(asked(4))
     loop.cancel([after.job])  # it has ended
-    until(loop.inbox.empty)
-    assert loop.cancelled == 3 and loop.open["steered"] == 0
+    handled = threading.Event()
+    loop.inbox.put(handled.set)
+    assert handled.wait(60) and loop.cancelled == 3 and loop.open["steered"] == 0
 
 
 def test_what_an_engine_refuses_is_told_to_its_owner_alone(loop):

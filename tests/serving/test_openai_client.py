@@ -254,6 +254,7 @@ def test_a_full_queue_is_429_and_the_others_are_answered(house, monkeypatch):
         ]
         for thread in threads:
             thread.start()
+        until(lambda: server.app.state.loop.open["base"] == 2)
         until(lambda: metric(server.url, 'proxytune_waiting{model="base"}') == 1)
         with pytest.raises(openai.RateLimitError) as refused:
             client.completions.create(**how)

@@ -27,7 +27,8 @@ def test_every_run_is_uploaded_once(outputs, mirrored, server, monkeypatch, capf
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with command_lines() as lines:
         assert sync.run(outputs) == 0
-    assert any("wandb sync" in line for line in lines) and not any(KEY in line for line in lines)
+    assert any("wandb sync" in line and str(outputs) in line for line in lines)
+    assert not any(KEY in line for line in lines)
     assert "2 of 2 runs uploaded" in capfd.readouterr().out
     assert set(server.runs) == {mirrored.run("full").name, mirrored.run("short").name}
     assert "code" in {asked["input"]["artifactCollectionName"] for asked in server.named("CreateArtifact")}
