@@ -48,9 +48,9 @@ def settings(place, **changes):
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """But for hidden files: a kill may leave one that was being written, for a minute."""
-    names = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
-    return {str(name): p.read_bytes() for name, p in names.items() if not any(part[0] == "." for part in name.parts)}
+    """But for what a kill may leave for a minute: a file that was being written."""
+    files = [p for p in folder.rglob("*") if p.is_file() and not (p.name[0] == "." and p.suffix == ".tmp")]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def results(outputs: Path) -> dict[str, bytes]:
